@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -24,14 +25,20 @@ __all__ = [
     "BackboneOptions",
     "BackboneSpec",
     "FloatArray",
+    "IntArray",
     "Kind",
+    "Precision",
     "check_sha256",
+    "file_sha256",
     "state_digest",
 ]
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-Kind = Literal["audio", "text"]
+Kind = Literal["audio", "text", "prompt"]
+"""What an output embeds: the sound, the text of its metadata, or both in one prompt."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class BackboneSpec:
     Attributes:
         backbone: the backbone's name.
         output: which of its outputs; empty where there is one.
-        kind: whether it embeds audio or text.
+        kind: whether it embeds audio, text, or a prompt with both.
         dim: length of an embedding.
         weights: name of the weights.
         weights_sha256: hex digest of the weight file, or of the loaded parameters.
@@ -58,7 +65,11 @@ class BackboneSpec:
         window_seconds: length of a window (audio).
         hop_seconds: from the start of one window to the next (audio).
         padding: how a window is completed (audio).
-        text_template: how the text was built, in full (text).
+        shortest_seconds: a clip shorter than half a window is padded only to the next of a
+            half, a quarter, ... of a window, never below this; None for always a whole one.
+        long_audio: what the model does with a long window, where it does something of its own.
+        prompt: the words around the clip and its text (prompt).
+        text_template: how the text was built, in full (text, prompt).
         max_tokens: where the tokenizer cuts (text).
     """
 
@@ -79,6 +90,9 @@ class BackboneSpec:
     window_seconds: float | None = None
     hop_seconds: float | None = None
     padding: Padding | None = None
+    shortest_seconds: float | None = None
+    long_audio: str | None = None
+    prompt: str | None = None
     text_template: str | None = None
     max_tokens: int | None = None
 
@@ -108,12 +122,14 @@ class BackboneOptions:
         weights: a weight file or folder instead of the backbone's own.
         text_template: description of the text template, for text outputs.
         dtype: number type in the store.
+        precision: number type of the model's matrix products; front ends stay in float32.
     """
 
     argument: str = ""
     weights: Path | None = None
     text_template: str = ""
     dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "float32"
 
 
 class Backbone(ABC):
@@ -142,7 +158,17 @@ class Backbone(ABC):
     fetches: ClassVar[str] = ""
     """What it downloads the first time it is used, and from where; empty for nothing."""
 
-    needs_load_for_spec: ClassVar[bool] = False
+    parameters: ClassVar[float | None] = None
+    """Millions of parameters of the published model; None where it depends on the argument."""
+
+    gigaflops: ClassVar[float | None] = None
+    """1e9 floating-point operations (two a multiply-add) for ten seconds of audio, or for a
+    text of 77 tokens, as torch counts them; None where it depends on the argument."""
+
+    extra_outputs: ClassVar[frozenset[str]] = frozenset()
+    """Outputs that are made only when asked for by name, such as ``qwen2-audio.prompt``."""
+
+    needs_load_for_spec: bool = False
     """Whether the spec (dimension, digest of the weights) is known only after `load`."""
 
     def __init__(self, options: BackboneOptions | None = None) -> None:
@@ -173,7 +199,8 @@ class Backbone(ABC):
         """Embeddings [batch, dim] of windows, by audio output.
 
         Args:
-            audio: mono windows [batch, window_samples] in [-1, 1] at the spec's rate.
+            audio: mono windows [batch, samples] in [-1, 1] at the spec's rate, at most
+                `window_samples` long; all windows of a batch have the same length.
             valid: real samples [batch] in each window; the rest is padding.
         """
         raise NotImplementedError(f"{self.name} does not embed audio")
@@ -181,6 +208,35 @@ class Backbone(ABC):
     def embed_texts(self, texts: Sequence[str]) -> dict[str, FloatArray]:
         """Embeddings [n, dim] of texts, by text output."""
         raise NotImplementedError(f"{self.name} does not embed text")
+
+    def embed_prompts(
+        self, audio: FloatArray, valid: IntArray, texts: Sequence[str]
+    ) -> dict[str, FloatArray]:
+        """Embeddings [batch, dim] of windows with the text of their clips, by prompt output.
+
+        Args:
+            audio: see `embed`.
+            valid: see `embed`.
+            texts: the text of the clip that each window is of.
+        """
+        raise NotImplementedError(f"{self.name} does not embed prompts")
+
+    @contextlib.contextmanager
+    def forward(self) -> Iterator[None]:
+        """Inference mode, with matrix products in the precision that was chosen.
+
+        Front ends belong before it, under `torch.inference_mode` alone: half precision
+        breaks their logarithms.
+        """
+        import torch
+
+        with torch.inference_mode():
+            if self.options.precision == "float32":
+                yield
+            else:
+                dtype = getattr(torch, self.options.precision)
+                with torch.autocast(self.device.partition(":")[0], dtype=dtype):
+                    yield
 
     def feature(self, output: str) -> str:
         """The feature name of an output: ``clap.audio``; the backbone's name if it has one."""
@@ -211,10 +267,15 @@ class Backbone(ABC):
         return output
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_sha256(path: Path, expected: str, what: str) -> None:
     """Raises BackboneUnavailable unless the file has the expected sha256 hex digest."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_sha256(path)
     if found != expected:
         raise BackboneUnavailable(
             f"{path} is not {what}: its sha256 is {found[:16]}..., expected {expected[:16]}...; "

@@ -17,7 +17,7 @@ from bsdkit.errors import UnknownBackbone, nearest
 __all__ = ["backbone_classes", "get_backbone", "register"]
 
 ENTRY_POINT_GROUP = "bsdkit.backbones"
-_INFRASTRUCTURE = {"base", "registry", "frontends"}
+_INFRASTRUCTURE = {"base", "checkpoint", "frontends", "registry"}
 
 _log = logging.getLogger(__name__)
 _classes: dict[str, type[Backbone]] = {}

@@ -1,0 +1,286 @@
+"""Backbones whose weights are one file: where it is kept, how it is fetched, checked and read.
+
+A file is looked for under ``BSDKIT_WEIGHTS`` (default ``~/.cache/bsdkit/weights``), fetched
+from its authors' address where they give one, and never used by half: it is downloaded under
+another name, resumed where the server allows it, checked, and only then renamed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import pickle
+import urllib.error
+import urllib.request
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
+from bsdkit.errors import BackboneUnavailable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["CheckpointBackbone", "WeightFile", "fetch", "read_state", "weights_folder"]
+
+_BLOCK = 1 << 20
+_TRIES = 3
+_TIMEOUT_SECONDS = 30
+
+
+def weights_folder() -> Path:
+    """Where weight files are kept."""
+    given = os.environ.get("BSDKIT_WEIGHTS")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "bsdkit" / "weights"
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A published weight file.
+
+    Attributes:
+        name: its file name.
+        url: a direct link; empty where there is none.
+        sha256: its hex digest; empty where nobody has published one.
+        page: where a person finds it, where there is no direct link.
+    """
+
+    name: str
+    url: str = ""
+    sha256: str = ""
+    page: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        return weights_folder() / self.name
+
+    def instructions(self) -> str:
+        """What to do by hand to have it."""
+        digest = f"sha256 {self.sha256}" if self.sha256 else "no sha256 is published"
+        return f"fetch {self.url or self.page} and put it at {self.path} ({digest})"
+
+
+def fetch(file: WeightFile, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The path of a weight file, downloaded if it is not there.
+
+    A download that ends early is resumed, or started again if the server cannot resume; what
+    is on disk under the file's own name is always whole.
+
+    Args:
+        file: which one.
+        progress: called with the bytes at hand and the bytes in all (0 if not known).
+
+    Raises:
+        BackboneUnavailable: no network, no such page, or not the expected file.
+    """
+    path = file.path
+    if path.is_file():
+        return path
+    if not file.url:
+        raise BackboneUnavailable(f"{file.name} has no direct link: {file.instructions()}")
+    part = path.with_name(path.name + ".part")
+    problem = ""
+    for _ in range(_TRIES):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download(file.url, part, progress)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code == 416:
+                part.unlink(missing_ok=True)  # what we have is not a beginning of what they have
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+            continue
+        if file.sha256 and file_sha256(part) != file.sha256:
+            problem = f"what came has sha256 {file_sha256(part)[:16]}..., not the expected one"
+            part.unlink()
+            continue
+        os.replace(part, path)
+        return path
+    raise BackboneUnavailable(
+        f"{file.name} cannot be fetched from {file.url}: {problem}; {file.instructions()}"
+    )
+
+
+def _download(url: str, part: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Completes a partial file, or starts it again where the server cannot resume.
+
+    Raises:
+        OSError: the connection failed or ended before the announced length.
+    """
+    done = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "bsdkit"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+        if response.status != 206:
+            done = 0
+        length = int(response.headers.get("Content-Length") or 0)
+        total = done + length if length else 0
+        with part.open("ab" if done else "wb") as out:
+            while block := response.read(_BLOCK):
+                out.write(block)
+                done += len(block)
+                if progress:
+                    progress(done, total)
+            out.flush()
+            os.fsync(out.fileno())
+    if total and done != total:
+        raise OSError(f"the connection ended after {done} of {total} bytes")
+
+
+def read_state(path: Path, what: str) -> dict[str, Any]:
+    """What a weight file holds: a state dict, or the dictionary around one.
+
+    Pickles are read with torch's restricted unpickler, so a file cannot run code.
+
+    Args:
+        path: a .safetensors, .pt, .pth or .ckpt file.
+        what: what it should be, for messages.
+
+    Raises:
+        BackboneUnavailable: it is no such file.
+    """
+    import torch
+
+    with path.open("rb") as file:
+        beginning = file.read(512).lstrip().lower()
+    if beginning.startswith((b"<!doctype", b"<html")):
+        raise BackboneUnavailable(
+            f"{path} is a web page, not {what}: the link's page was saved instead of the file"
+        )
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except Exception as error:  # safetensors has an error class of its own
+            raise BackboneUnavailable(f"{path} is not {what}: {error}") from None
+    try:
+        with torch.serialization.safe_globals(_harmless_globals()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        raise BackboneUnavailable(f"{path} is not {what}: {first_line}") from None
+    if isinstance(loaded, tuple | list) and loaded and isinstance(loaded[0], Mapping):
+        loaded = loaded[0]
+    if not isinstance(loaded, Mapping):
+        raise BackboneUnavailable(f"{path} is not {what}: it holds a {type(loaded).__name__}")
+    return dict(loaded)
+
+
+def _harmless_globals() -> list[Any]:
+    """What training scripts leave in checkpoints beside tensors: numpy scalars, namespaces.
+
+    numpy moved the constructor of its scalars after many of them were saved, so the old name
+    is mapped to the new function.
+    """
+    import argparse
+    import codecs
+
+    import numpy as np
+    from numpy._core import multiarray
+
+    dtypes = {type(np.dtype(code)) for code in ("i4", "i8", "f4", "f8", "b1", "U1", "S1")}
+    scalar = (multiarray.scalar, "numpy.core.multiarray.scalar")
+    return [scalar, multiarray.scalar, np.dtype, *dtypes, codecs.encode, argparse.Namespace]
+
+
+class CheckpointBackbone(Backbone):
+    """A backbone that reads one weight file into a network of its own.
+
+    A subclass names the file, builds the network from what the file holds, and embeds with
+    ``self.network``. Tests give it a small network by `attach`.
+    """
+
+    weight_file: ClassVar[WeightFile]
+    """The published file; `BackboneOptions.weights` stands in for it."""
+
+    packages: ClassVar[Mapping[str, str]] = {}
+    """Modules that it needs and the command that installs each."""
+
+    network: nn.Module
+
+    def __init__(self, options: BackboneOptions | None = None) -> None:
+        super().__init__(options)
+        # another file may have other sizes, which only reading it tells
+        self.needs_load_for_spec = self.options.weights is not None
+
+    def weights_path(self) -> Path | None:
+        """The weight file on this machine, or None."""
+        if self.options.weights is not None:
+            return self.options.weights if self.options.weights.is_file() else None
+        path = self.weight_file.path
+        return path if path.is_file() else None
+
+    def missing(self) -> str:
+        """See `Backbone.missing`; a file that can be fetched is not missing."""
+        import importlib.util
+
+        for module, command in self.packages.items():
+            if importlib.util.find_spec(module) is None:
+                return f"it needs {module}: {command}"
+        if self.weights_path() is not None:
+            return ""
+        if self.options.weights is not None:
+            return f"no weight file at {self.options.weights}"
+        return "" if self.weight_file.url else self.weight_file.instructions()
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The digest that goes into the spec: of the file, or of a network given by `attach`.
+
+        Raises:
+            BackboneUnavailable: the file is neither here nor can it be fetched.
+        """
+        if self.device and not hasattr(self, "_path"):
+            return state_digest(self.network)
+        return file_sha256(self.obtain())
+
+    @property
+    def weights_name(self) -> str:
+        """The name of the weights for the spec: never a path of one machine."""
+        return self.options.weights.name if self.options.weights else self.weight_file.name
+
+    def obtain(self) -> Path:
+        """The weight file, fetched if need be, and the one that was expected.
+
+        Raises:
+            BackboneUnavailable: it is neither here nor can it be fetched, or is another file.
+        """
+        self.require()
+        path = self.weights_path() or fetch(self.weight_file)
+        if self.options.weights is None and self.weight_file.sha256:
+            check_sha256(path, self.weight_file.sha256, self.weight_file.name)
+        self._path = path
+        return path
+
+    def load(self, device: str) -> None:
+        """See `Backbone.load`."""
+        path = self.obtain()
+        state = read_state(path, f"the weights of {self.identity}")
+        try:
+            network = self.build(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise BackboneUnavailable(
+                f"{path} does not fit {self.identity}: {first_line}; "
+                f"expected {self.weight_file.name}"
+            ) from None
+        self.attach(network, device)
+
+    @abstractmethod
+    def build(self, state: dict[str, Any]) -> nn.Module:
+        """The network with the weights that a file holds.
+
+        Its sizes are read from the tensors (or a config beside them), never from a name.
+        Any RuntimeError, KeyError, TypeError or ValueError means: not such a file.
+        """
+
+    def attach(self, network: nn.Module, device: str) -> None:
+        """Takes a network as it is: in eval mode, without gradients, on that device."""
+        self.network = network.eval().requires_grad_(False).to(device)
+        self.device = device
