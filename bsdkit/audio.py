@@ -1,22 +1,78 @@
-"""Sound files to float32 mono, and the one policy that cuts windows for every backbone."""
+"""Sound files to float32 mono, and the one policy that cuts windows for every backbone.
+
+Windows start at 0, hop, 2 hop, ...; none is random. The last one holds what is left of the
+clip and is completed as the model was trained. Whoever averages windows weights each by its
+real samples.
+"""
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import AudioError, EmptyAudio, MissingAudio
+from bsdkit.location import as_location, is_remote
 
-__all__ = ["Padding", "cut_windows", "n_windows", "read_audio", "resample"]
+__all__ = [
+    "Padding",
+    "WindowCutter",
+    "cut_windows",
+    "n_windows",
+    "read_audio",
+    "read_audio_at",
+    "resample",
+    "stream_audio_at",
+    "window_lengths",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
-Padding = Literal["zeros", "tile"]
-"""How a window that the clip does not fill is completed; see `cut_windows`."""
+Padding = Literal["zeros", "tile", "reflect"]
+"""How a window that the clip does not fill is completed: by silence; by the clip itself as
+often as it fits whole, then silence ("repeatpad" of LAION-CLAP); or by the clip mirrored at
+its ends. A clip longer than a window has its last window completed by silence in any case."""
+
+BLOCK_SECONDS = 30
+"""What is decoded at a time of a file that is streamed."""
+
+
+def _open(path: Path) -> Any:
+    """What soundfile can read: the path itself, or the bytes of a remote file."""
+    try:
+        size = path.stat().st_size
+        if not size:
+            raise EmptyAudio(f"{path} is empty (0 bytes)")
+        return io.BytesIO(path.read_bytes()) if is_remote(path) else path
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise MissingAudio(f"no audio file {path}: {reason}") from None
+
+
+def _undecodable(path: Path, error: Exception) -> AudioError:
+    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
+    try:
+        size = f"{path.stat().st_size} bytes"
+    except OSError:
+        size = "gone since"
+    return AudioError(f"{path} cannot be decoded ({size}): {reason}")
+
+
+def _mono(samples: FloatArray, path: Path) -> FloatArray:
+    """The mean of the channels [n, channels], clipped.
+
+    It is clipped before resampling, which overflows on absurd levels, and again after,
+    because a resampler overshoots.
+    """
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise AudioError(f"{path} holds samples that are not finite (NaN or infinity)")
+    return np.clip(mono, -1.0, 1.0)
 
 
 def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
@@ -26,7 +82,7 @@ def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
     float file or the resampler can overshoot).
 
     Args:
-        path: a WAV, FLAC, OGG, MP3 or other file that libsndfile reads.
+        path: a WAV, FLAC, OGG, MP3 or other file that libsndfile reads, or the URL of one.
         sample_rate: wanted rate in Hz.
 
     Raises:
@@ -34,28 +90,70 @@ def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
         EmptyAudio: it has no bytes or no samples.
         AudioError: it cannot be decoded or holds NaN.
     """
+    return read_audio_at(path, [sample_rate])[sample_rate]
+
+
+def read_audio_at(path: Path | str, sample_rates: Sequence[int]) -> dict[int, FloatArray]:
+    """The same sound by rate, decoded once; see `read_audio`."""
     import soundfile
 
-    path = Path(path)
+    path = as_location(path)
+    source = _open(path)
     try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise MissingAudio(f"no audio file {path}: {error.strerror}") from None
-    if size == 0:
-        raise EmptyAudio(f"{path} is empty (0 bytes)")
-    try:
-        samples, native_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:  # TypeError: .raw
-        reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-        raise AudioError(f"{path} cannot be decoded ({size} bytes): {reason}") from None
+        raise _undecodable(path, error) from None
     if not len(samples):
-        raise EmptyAudio(f"{path} has no samples ({size} bytes)")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{path} holds samples that are not finite (NaN or infinity)")
-    # before, because the resampler overflows on absurd levels; after, because it overshoots
-    clipped = np.clip(mono, -1.0, 1.0)
-    return np.clip(resample(clipped, native_rate, sample_rate), -1.0, 1.0)
+        raise EmptyAudio(f"{path} has no samples ({path.stat().st_size} bytes)")
+    mono = _mono(samples, path)
+    return {
+        rate: np.clip(resample(mono, native_rate, rate), -1.0, 1.0)
+        for rate in dict.fromkeys(sample_rates)
+    }
+
+
+def stream_audio_at(
+    path: Path | str, sample_rates: Sequence[int]
+) -> Iterator[dict[int, FloatArray]]:
+    """A sound by rate in blocks of half a minute: a file of hours in constant memory.
+
+    The blocks follow on one another without a seam; resampled as a whole the file gives the
+    same samples to rounding.
+
+    Raises:
+        AudioError: see `read_audio`; it may come after some blocks.
+    """
+    import soundfile
+    import soxr
+
+    path = as_location(path)
+    source = _open(path)
+    try:
+        with soundfile.SoundFile(source) as file:
+            streams = {
+                rate: soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
+                for rate in dict.fromkeys(sample_rates)
+                if rate != file.samplerate
+            }
+            n_block = BLOCK_SECONDS * file.samplerate
+            n_read = 0
+            while True:
+                samples = file.read(n_block, dtype="float32", always_2d=True)
+                n_read += len(samples)
+                is_last = len(samples) < n_block
+                mono = _mono(samples, path) if len(samples) else np.zeros(0, np.float32)
+                block = {}
+                for rate in sample_rates:
+                    stream = streams.get(rate)
+                    changed = stream.resample_chunk(mono, last=is_last) if stream else mono
+                    block[rate] = np.clip(changed, -1.0, 1.0)
+                yield block
+                if is_last:
+                    break
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
+        raise _undecodable(path, error) from None
+    if not n_read:
+        raise EmptyAudio(f"{path} has no samples")
 
 
 def resample(samples: FloatArray, native_rate: int, sample_rate: int) -> FloatArray:
@@ -75,31 +173,84 @@ def n_windows(n_samples: int, window: int, hop: int) -> int:
     return 1 if n_samples <= window else 1 + math.ceil((n_samples - window) / hop)
 
 
+def window_lengths(window: int, shortest: int | None) -> list[int]:
+    """Lengths in samples to which a window may be padded, ascending: it, a half, a quarter, ...
+
+    Args:
+        window: samples in a whole window.
+        shortest: no length is below this; None for whole windows alone.
+    """
+    lengths = [window]
+    while shortest is not None and lengths[0] // 2 >= shortest:
+        lengths.insert(0, lengths[0] // 2)
+    return lengths
+
+
+class WindowCutter:
+    """Cuts the windows of one clip from samples that come whole or block by block.
+
+    Args:
+        window: samples in a window.
+        hop: samples between the starts of two windows, at most `window`.
+        padding: see `Padding`.
+        lengths: to which a window may be padded, ascending, the last one `window`; a window
+            takes the first that holds its real samples. None: always `window`.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        hop: int,
+        padding: Padding = "zeros",
+        lengths: Sequence[int] | None = None,
+    ) -> None:
+        self.window, self.hop, self.padding = window, hop, padding
+        self.lengths = list(lengths or [window])
+        self._rest: FloatArray = np.zeros(0, np.float32)
+        self._n_cut = 0
+
+    def push(self, samples: FloatArray) -> Iterator[tuple[FloatArray, int]]:
+        """(window, real samples in it) of every window that is full now; copy what you keep."""
+        rest = np.concatenate([self._rest, samples]) if len(self._rest) else samples
+        start = 0
+        while len(rest) - start >= self.window:
+            yield rest[start : start + self.window], self.window
+            self._n_cut += 1
+            start += self.hop
+        self._rest = rest[start:]
+
+    def finish(self) -> Iterator[tuple[FloatArray, int]]:
+        """The last window, if the full ones do not reach the end of the clip."""
+        n = len(self._rest)
+        # samples that the last full window has seen already are no news
+        if self._n_cut and n <= self.window - self.hop:
+            return
+        length = next(length for length in self.lengths if length >= n)
+        last = np.zeros(length, np.float32)
+        last[:n] = self._rest
+        if not self._n_cut and 0 < n < length:
+            if self.padding == "tile":
+                repeated = np.tile(self._rest, length // n)
+                last[: len(repeated)] = repeated
+            elif self.padding == "reflect":
+                last = np.pad(self._rest, (0, length - n), mode="reflect" if n > 1 else "edge")
+        yield last, n
+
+
 def cut_windows(
     samples: FloatArray, window: int, hop: int, padding: Padding = "zeros"
 ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
     """Windows [n_windows, window] of a clip and the number of real samples [n_windows] in each.
 
-    Windows start at 0, hop, 2 hop, ... and the last one is padded, so that the same clip
-    always gives the same windows. Statistics over windows weight each by its real samples.
-
     Args:
         samples: mono samples [n_samples].
         window: samples in a window.
         hop: samples between the starts of two windows.
-        padding: ``zeros``; or ``tile``: a clip shorter than a window is repeated as often
-            as it fits whole, then zeros ("repeatpad" of LAION-CLAP). The last window of a
-            longer clip is completed with zeros either way.
+        padding: see `Padding`.
     """
-    n = len(samples)
-    count = n_windows(n, window, hop)
-    windows = np.zeros((count, window), np.float32)
-    valid = np.empty(count, np.int64)
-    for i in range(count):
-        piece = samples[i * hop : i * hop + window]
-        windows[i, : len(piece)] = piece
-        valid[i] = len(piece)
-    if padding == "tile" and 0 < n < window:
-        repeated = np.tile(samples, window // n)
-        windows[0, : len(repeated)] = repeated
-    return windows, valid
+    cutter = WindowCutter(window, hop, padding)
+    pieces = [
+        (piece.copy(), n) for cut in (cutter.push(samples), cutter.finish()) for piece, n in cut
+    ]
+    valid = np.array([n for _, n in pieces], np.int64)
+    return np.stack([piece for piece, _ in pieces]), valid

@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from bsdkit import __version__
 from bsdkit.errors import BsdkitError, DatasetError
+from bsdkit.location import as_location, is_remote
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,11 +34,22 @@ USER_ERROR, WORK_FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what the user can mend; some clips failed; Ctrl-C."""
 
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Store folder; default cache/NAME of the data.")
+    Path | None,
+    typer.Option(
+        "--store", parser=as_location, metavar="PLACE",
+        help="Store folder or URL; default cache/NAME of the data.",
+    ),
+]  # fmt: skip
+StoreArgument = Annotated[
+    Path, typer.Argument(parser=as_location, metavar="STORE", help="A store folder or its URL.")
 ]
 DataOption = Annotated[
-    Path, typer.Option("--data", help="BSD folder, folder of class folders, or CSV.")
-]
+    Path,
+    typer.Option(
+        "--data", parser=as_location, metavar="PLACE",
+        help="BSD folder, folder of class folders, or CSV; or its URL.",
+    ),
+]  # fmt: skip
 TaxonomyOption = Annotated[
     str, typer.Option(help="'bst', 'flat' (labels found are classes), or a CSV.")
 ]
@@ -98,14 +110,19 @@ def main() -> None:
 
 
 def _default_store(data: Path) -> Path:
-    return Path("cache") / (data.stem if data.is_file() else data.resolve().name)
+    folder = data if is_remote(data) else data.resolve()
+    return Path("cache") / (data.stem if data.is_file() else folder.name)
 
 
 @_command(app, "extract")
 def extract_command(
     data: DataOption,
     backbone: Annotated[
-        str, typer.Option(help="One name or several with commas; see 'bsdkit backbones'.")
+        str,
+        typer.Option(
+            help="One name or several with commas, decoded in one pass; see 'bsdkit backbones'. "
+            "passt.logits names one output."
+        ),
     ] = "aisfx,minilm",
     store: StoreOption = None,
     device: DeviceOption = "cpu",
@@ -116,27 +133,62 @@ def extract_command(
         Path | None, typer.Option(help="Weights to use instead of the backbone's own.")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Number type in the store: float16 or float32.")
+        Literal["float16", "float32"], typer.Option(help="Number type in the store.")
     ] = "float16",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="Number type of the model's products; front ends stay in float32."),
+    ] = "float32",
+    keep_segments: Annotated[
+        bool, typer.Option("--keep-segments", help="Store every window's vector too.")
+    ] = False,
     taxonomy: TaxonomyOption = "bst",
-    shard_clips: Annotated[int, typer.Option(help="Clips in a shard: what a kill can cost.")] = 128,
+    shard: Annotated[
+        str, typer.Option(help="Do part i of n, e.g. 2/8; then 'bsdkit store merge'.")
+    ] = "",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="This process, or the workers of a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="A running Ray cluster; default: one on this machine.")
+    ] = "",
+    ray_workers: Annotated[
+        int, typer.Option(min=0, help="Ray workers; 0: one a GPU, or one a processor.")
+    ] = 0,
+    shard_clips: Annotated[
+        int, typer.Option(min=1, help="Clips in a shard: what a kill can cost.")
+    ] = 128,
+    batch_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Seconds of audio in a batch.")
+    ] = None,
+    decoders: Annotated[
+        int | None, typer.Option(min=1, help="Clips decoded at a time; default: one a processor.")
+    ] = None,
 ) -> None:
     """Embed a dataset with frozen backbones into a store; run again to resume."""
+    from bsdkit.backbones.base import BackboneOptions
+    from bsdkit.extract import ExtractionSettings, WorkSlice
+    from bsdkit.extract.ray_engine import RayEngine
     from bsdkit.recipe.extraction import extract_dataset
     from bsdkit.report.progress import ConsoleProgress
 
-    console = _console(stderr=True)
     reports = extract_dataset(
         data,
         store or _default_store(data),
         backbone.split(","),
         taxonomy=taxonomy,
-        device=device,
         text_template=text,
-        weights=weights,
-        dtype=dtype,
-        shard_clips=shard_clips,
-        progress=ConsoleProgress(console),
+        options=BackboneOptions(weights=weights, dtype=dtype, precision=precision),
+        settings=ExtractionSettings(
+            device=device,
+            shard_clips=shard_clips,
+            batch_seconds=batch_seconds,
+            n_decoders=decoders,
+            keep_segments=keep_segments,
+            work=WorkSlice.parse(shard) if shard else None,
+        ),
+        engine=RayEngine(ray_address, ray_workers) if engine == "ray" else None,
+        progress=ConsoleProgress(_console(stderr=True)),
     )
     if any(report.failures for report in reports):
         raise typer.Exit(WORK_FAILED)
@@ -177,10 +229,14 @@ def fit_command(
 def predict_command(
     run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
     store: Annotated[
-        Path | None, typer.Option("--store", help="A store with the run's features.")
+        Path | None,
+        typer.Option("--store", parser=as_location, help="A store with the run's features."),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A dataset; its features are embedded first.")
+        Path | None,
+        typer.Option(
+            "--data", parser=as_location, help="A dataset; its features are embedded first."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the predictions.")] = Path("output.csv"),
     device: DeviceOption = "cpu",
@@ -315,7 +371,7 @@ def heads_command() -> None:
 
 
 @_command(store_app, "ls")
-def store_ls(store: Annotated[Path, typer.Argument(help="A store folder.")]) -> None:
+def store_ls(store: StoreArgument) -> None:
     """List the features of a store."""
     from bsdkit.report.tables import print_store
     from bsdkit.store.store import Store
@@ -325,7 +381,7 @@ def store_ls(store: Annotated[Path, typer.Argument(help="A store folder.")]) -> 
 
 
 @_command(store_app, "verify")
-def store_verify(store: Annotated[Path, typer.Argument(help="A store folder.")]) -> None:
+def store_verify(store: StoreArgument) -> None:
     """Check every feature: checksum, missing and failed rows, NaN, copies."""
     from bsdkit.report.tables import print_verification
     from bsdkit.store.store import Store
@@ -344,11 +400,12 @@ def store_verify(store: Annotated[Path, typer.Argument(help="A store folder.")])
 @_command(store_app, "import")
 def store_import(
     folder: Annotated[Path, typer.Argument(help="A folder with one <clip id>.npy a clip.")],
-    store: Annotated[Path, typer.Option("--store", help="The store to fill.")],
+    store: Annotated[Path, typer.Option("--store", parser=as_location, help="The store to fill.")],
     feature: Annotated[str, typer.Option(help="Name of the feature, e.g. clap-fusion.audio.")],
     origin: Annotated[str, typer.Option(help="Where the vectors come from; part of the spec.")],
     data: Annotated[
-        Path | None, typer.Option("--data", help="The dataset, where the store is new.")
+        Path | None,
+        typer.Option("--data", parser=as_location, help="The dataset, where the store is new."),
     ] = None,
     taxonomy: TaxonomyOption = "bst",
 ) -> None:

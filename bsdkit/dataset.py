@@ -8,6 +8,7 @@ that of the metadata after the filter, and every array of the project follows it
 from __future__ import annotations
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from bsdkit.csvfile import read_csv_rows, whole_number
 from bsdkit.errors import DatasetError, UnknownClass
+from bsdkit.location import as_location, is_remote
 from bsdkit.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = [
@@ -143,7 +145,8 @@ def read_dataset(path: Path | str, taxonomy: Taxonomy | str = "bst") -> tuple[Cl
 
     Args:
         path: a folder in BSD layout, a folder of class folders, a folder of audio files
-            (unlabelled), or a CSV with an id column, optionally ``path`` and ``class``.
+            (unlabelled), or a CSV with an id column, optionally ``path`` and ``class``; or
+            the URL of one. A ``path`` in the CSV may be a URL too.
         taxonomy: a taxonomy, ``bst``, the path of a taxonomy CSV, or ``flat`` to take the
             labels found, sorted, as classes that are their own families.
 
@@ -151,7 +154,7 @@ def read_dataset(path: Path | str, taxonomy: Taxonomy | str = "bst") -> tuple[Cl
         DatasetError: nothing to read, broken quoting, a missing column, a duplicate id, an
             unknown class, or a class that contradicts its code; the message names the line.
     """
-    path = Path(path)
+    path = as_location(path)
     if path.is_file():
         return _read_csv(path, taxonomy, path.parent)
     if not path.is_dir():
@@ -252,7 +255,8 @@ def _read_csv(path: Path, taxonomy: Taxonomy | str, root: Path) -> tuple[Clips, 
                 )
         audio: Path | None = audio_index.get(clip)
         if path_column and get(fields, path_column):
-            audio = root / get(fields, path_column)
+            named = get(fields, path_column)
+            audio = as_location(named) if "://" in named else root / named
         elif audio is None and (audio_index or (root / "audio").is_dir()):
             audio = root / "audio" / f"{clip}.wav"
         kept.append(
@@ -343,15 +347,20 @@ def _inspect(path: Path | None) -> tuple[str, float]:
     """(sha256, seconds) of an audio file; ("", NaN) where it cannot be read."""
     if path is None:
         return "", float("nan")
+    source: Path | io.BytesIO = path
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if is_remote(path):
+            source = io.BytesIO(path.read_bytes())
+            digest = hashlib.sha256(source.getbuffer()).hexdigest()
+        else:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "", float("nan")
     import soundfile
 
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(source)
         return digest, info.frames / info.samplerate
     except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
         return digest, float("nan")

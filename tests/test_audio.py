@@ -214,7 +214,7 @@ def cuts(draw: st.DrawFn) -> tuple[Wave, int, int]:
 
 
 @LAWS
-@given(cuts(), st.sampled_from(["zeros", "tile"]))
+@given(cuts(), st.sampled_from(["zeros", "tile", "reflect"]))
 def test_windows_start_at_hops_and_cover_every_sample(
     cut: tuple[Wave, int, int], padding: str
 ) -> None:

@@ -1,168 +1,216 @@
-"""Decode, cut, batch, embed, write: one process, decoding hidden behind the model."""
+"""The pass over a dataset: decode once, embed with every backbone, write finished shards.
+
+Three stages overlap. Decoders work a bounded time ahead; the calling thread cuts windows and
+fills batches; one lane runs the models, another writes shards. The order of the batches
+within a shard is fixed, so the bytes that come out do not depend on how stages meet.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import os
 import platform
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from bsdkit.audio import cut_windows, n_windows, read_audio
-from bsdkit.backbones.base import Backbone, BackboneSpec
+from bsdkit.backbones.base import Backbone, FloatArray, IntArray
 from bsdkit.dataset import Clips
 from bsdkit.errors import AudioError, StoreError
-from bsdkit.extract.plan import Plan, Sources, make_plan, make_sources
-from bsdkit.store.feature import FAILED, OK, FeatureRows
-from bsdkit.store.files import exclusive_lock
-from bsdkit.store.shards import ShardFolder
+from bsdkit.extract.decode import Decoder, Request
+from bsdkit.extract.lane import Lane
+from bsdkit.extract.plan import Job, WorkSlice, make_jobs
+from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.extract.shard import Batch, ShardBuilder, embed_texts, pinned_buffer
+from bsdkit.store.feature import OK, FeatureRows
+from bsdkit.store.shards import locked
 from bsdkit.store.store import Store
 from bsdkit.text import TextTemplate
 
-__all__ = ["ExtractionReport", "extract"]
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
+__all__ = ["SHARD_CLIPS", "Engine", "ExtractionSettings", "Observer", "extract", "run_jobs"]
 
 SHARD_CLIPS = 128
 """Clips in a shard: what a kill can cost at the most."""
 
-BATCH_SECONDS = 20.0
-"""Seconds of audio in a batch on a CPU; larger batches fall out of its caches."""
+_BATCH_SECONDS = {"cpu": 20.0, "cuda": 320.0}
+"""Seconds of audio in a batch; larger ones fall out of a CPU's caches, and a GPU that cannot
+hold them gets smaller ones by itself."""
 
-_TEXT_BATCH = 64
-_LOOKAHEAD_CLIPS = 32
+_MODEL_DEPTH = 2
+_WRITE_DEPTH = 4
 _LIBRARIES = ("numpy", "h5py", "torch", "transformers", "soundfile", "soxr")
 
 
-@dataclass
-class ExtractionReport:
-    """What one extraction did.
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """How an extraction runs; nothing here changes an embedding.
 
     Attributes:
-        feature: the feature's name.
-        path: its file.
-        n_clips: clips of the table.
-        n_kept: clips whose rows were there already, from before or from an interrupted run.
-        n_embedded: clips embedded now.
-        failures: reason by clip id, of every clip without an embedding.
-        silent: ids of clips that are digital silence; they are embedded all the same.
-        seconds: wall-clock seconds.
-        audio_seconds: seconds of audio embedded now.
-        stages: seconds spent waiting for decoding, in the model, and writing.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        shard_clips: clips in a shard; a kill loses at most one.
+        batch_seconds: seconds of audio in a batch; None for what suits the device.
+        n_decoders: clips decoded at a time; None for one a processor.
+        use_processes: whether decoders are processes; None for: on a GPU machine.
+        keep_segments: whether the windows' own vectors are stored beside the clips'.
+        work: the part of the shards to do; None for all, and the merge.
     """
 
-    feature: str
-    path: Path
-    n_clips: int
-    n_kept: int = 0
-    n_embedded: int = 0
-    failures: dict[str, str] = field(default_factory=dict)
-    silent: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    audio_seconds: float = 0.0
-    stages: dict[str, float] = field(
-        default_factory=lambda: {"decode": 0.0, "embed": 0.0, "write": 0.0}
-    )
+    device: str = "cpu"
+    shard_clips: int = SHARD_CLIPS
+    batch_seconds: float | None = None
+    n_decoders: int | None = None
+    use_processes: bool | None = None
+    keep_segments: bool = False
+    work: WorkSlice | None = None
 
     @property
-    def reasons(self) -> dict[str, int]:
-        """Number of failed clips by kind of failure, most frequent first."""
-        kinds = Counter(reason.split(":")[0] for reason in self.failures.values())
-        return dict(kinds.most_common())
+    def seconds_a_batch(self) -> float:
+        """Seconds of audio in a batch."""
+        kind = self.device.partition(":")[0]
+        return self.batch_seconds or _BATCH_SECONDS.get(kind, _BATCH_SECONDS["cuda"])
+
+    def decoder(self) -> Decoder:
+        """A decoder as these settings want it."""
+        is_cpu = self.device == "cpu"
+        use_processes = not is_cpu if self.use_processes is None else self.use_processes
+        n = self.n_decoders or max(1, (os.cpu_count() or 1) - (0 if is_cpu else 1))
+        return Decoder(n, use_processes=use_processes)
+
+
+@dataclass
+class Observer:
+    """Who is told how an extraction goes on.
+
+    Attributes:
+        start: called with a job's label, its clips to embed and those done already.
+        advance: called with a job's label and a number of clips more.
+    """
+
+    start: Callable[[str, int, int], None] = field(default=lambda label, todo, done: None)
+    advance: Callable[[str, int], None] = field(default=lambda label, n: None)
+
+
+WriteShard = Callable[[Job, int, dict[str, FeatureRows], list[str]], None]
+"""Called with a job, a shard's number, its rows by output and the ids of its silent clips."""
+
+Engine = Callable[[Sequence[Job], Clips, ExtractionSettings, Observer, Stages, WriteShard], None]
+"""Embeds the shards that jobs have to do; `run_jobs` does it in this process."""
 
 
 def extract(
-    backbone: Backbone,
-    output: str,
+    wanted: Sequence[tuple[Backbone, Sequence[str]]],
     clips: Clips,
     store: Store,
     template: TextTemplate,
+    settings: ExtractionSettings | None = None,
     *,
-    device: str = "cpu",
-    shard_clips: int = SHARD_CLIPS,
-    batch_seconds: float = BATCH_SECONDS,
-    n_threads: int | None = None,
-    on_start: Callable[[int, int], None] | None = None,
-    on_progress: Callable[[int], None] | None = None,
-) -> ExtractionReport:
-    """Embeds what a store lacks of one feature and returns what was done.
+    observer: Observer | None = None,
+    engine: Engine | None = None,
+) -> list[ExtractionReport]:
+    """Embeds what a store lacks of some features and returns what was done, feature by feature.
 
-    Kill it at any instant and call it again: finished shards are kept, and the embeddings
-    are the same to the last bit as those of an uninterrupted run.
+    Every sound file is decoded once, whatever the number of backbones. Kill it at any instant
+    and call it again: finished shards are kept, and the embeddings are the same to the last
+    bit as those of an uninterrupted run.
 
     Args:
-        backbone: the backbone; it is loaded if it is not.
-        output: which of its outputs.
+        wanted: backbones, loaded or not, each with the outputs that are wanted of it.
         clips: the clips with audio paths and digests, in the order of the store's table.
         store: where to write.
         template: how the text of a clip is built, for text outputs.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        shard_clips: clips in a shard; a kill loses at most one.
-        batch_seconds: seconds of audio in a batch.
-        n_threads: threads that decode ahead of the model.
-        on_start: called with the clips to embed and those done already.
-        on_progress: called with 1 for every clip embedded or failed.
+        settings: how it runs.
+        observer: who is told.
+        engine: what embeds the shards; None for this process.
 
     Raises:
-        BackboneUnavailable: its package or weights are missing.
+        BackboneUnavailable: a package or weights are missing.
         StoreLocked: another process is extracting the same feature.
         StoreError: the disk is full, or not one clip could be embedded.
     """
     started = time.perf_counter()
-    if backbone.needs_load_for_spec:
-        backbone.load(device)
-    spec = backbone.spec(output)
-    folder = ShardFolder(store.path, backbone.feature(output), spec.to_dict())
-    sources = make_sources(clips, spec, template)
-    report = ExtractionReport(folder.feature, folder.final, len(clips))
-    with exclusive_lock(folder.lock, f"{folder.final} is being extracted"):
-        folder.clean()
-        plan = make_plan(clips, sources, folder, shard_clips)
-        if not plan.shards:
-            report.n_kept = len(clips)
-            report.seconds = time.perf_counter() - started
-        else:
-            if on_start:
-                on_start(plan.n_todo, len(clips) - plan.n_todo)
-            if not backbone.device and plan.n_todo:
-                backbone.load(device)
-            provenance = _provenance(device)
-            worker = _Worker(backbone, output, spec, sources, clips, report, on_progress)
-            worker.batch_windows = _batch_windows(spec, batch_seconds)
-            for number, rows in worker.shards(plan, n_threads or os.cpu_count() or 1):
-                clock = time.perf_counter()
-                folder.write(number, rows, provenance)
-                report.stages["write"] += time.perf_counter() - clock
-                plan.done[number] = rows
-            _finish(folder, plan, clips, report, {**provenance, **_timing(report, started)})
-            report.seconds = time.perf_counter() - started
-        folder.remove_folder()
-    return report
+    settings, observer = settings or ExtractionSettings(), observer or Observer()
+    stages = Stages()
+    for backbone, _ in wanted:
+        if backbone.needs_load_for_spec and not backbone.device:
+            backbone.load(settings.device)
+    folders = [
+        (backbone.feature(output), backbone.spec(output).to_dict())
+        for backbone, outputs in wanted
+        for output in outputs
+    ]
+    with locked(store.path, folders, str(settings.work) if settings.work else None):
+        jobs = [
+            job
+            for backbone, outputs in wanted
+            for job in make_jobs(
+                backbone,
+                outputs,
+                clips,
+                template,
+                store.path,
+                shard_size=settings.shard_clips,
+                keep_segments=settings.keep_segments,
+                work=settings.work,
+            )
+        ]
+        reports = {
+            (id(job), output): ExtractionReport(
+                folder.feature, folder.final, len(clips), stages=stages
+            )
+            for job in jobs
+            for output, folder in job.folders.items()
+        }
+        for job in jobs:
+            if job.shards:
+                observer.start(job.label, job.n_todo, len(clips) - job.n_todo - job.n_left)
+        provenance = _provenance(settings.device)
+
+        def write(job: Job, number: int, rows: dict[str, FeatureRows], silent: list[str]) -> None:
+            clock = time.perf_counter()
+            for output, folder in job.folders.items():
+                folder.write(number, rows[output], provenance)
+                report = reports[id(job), output]
+                report.n_embedded += int((rows[output].state == OK).sum())
+                report.silent += silent
+            job.done[number] = rows
+            stages.write += time.perf_counter() - clock
+
+        (engine or run_jobs)(jobs, clips, settings, observer, stages, write)
+        clock = time.perf_counter()
+        for job in jobs:
+            for output in job.folders:
+                report = reports[id(job), output]
+                _finish(job, output, clips, report, provenance, started)
+        stages.write += time.perf_counter() - clock
+    stages.seconds = time.perf_counter() - started
+    order = {feature: i for i, (feature, _) in enumerate(folders)}
+    return sorted(reports.values(), key=lambda report: order[report.feature])
 
 
 def _finish(
-    folder: ShardFolder,
-    plan: Plan,
+    job: Job,
+    output: str,
     clips: Clips,
     report: ExtractionReport,
     provenance: dict[str, object],
+    started: float,
 ) -> None:
-    """Merges kept rows and shards, unless nothing at all was embedded."""
-    fresh = [plan.done[number] for number in range(len(plan.shards))]
-    parts = ([plan.kept] if plan.kept is not None and len(plan.kept) else []) + fresh
+    """Merges kept rows and shards, unless shards are left to others or nothing was embedded."""
+    folder, kept = job.folders[output], job.kept[output]
+    fresh = [job.done[number][output] for number in sorted(job.done)]
     for rows in fresh:
         for i in np.flatnonzero(rows.state != OK):
             report.failures[rows.ids[i]] = rows.reasons[i]
-    report.n_kept = len(clips) - report.n_embedded - len(report.failures)
+    report.n_left = job.n_left
+    report.n_kept = len(clips) - report.n_embedded - len(report.failures) - report.n_left
+    if job.work is not None:
+        return
+    if not job.shards:
+        folder.remove_folder()
+        return
     if len(report.failures) == len(clips):
         folder.discard()
         example, reason = next(iter(report.failures.items()))
@@ -171,13 +219,11 @@ def _finish(
             f"not one of {len(clips)} clips could be embedded with {folder.feature} ({kinds}); "
             f"e.g. {example}: {reason}"
         )
-    folder.merge(parts, clips.ids, provenance)
-
-
-def _batch_windows(spec: BackboneSpec, batch_seconds: float) -> int:
-    if spec.window_seconds is None:
-        return 1
-    return max(1, round(batch_seconds / spec.window_seconds))
+    parts = ([kept] if kept is not None and len(kept) else []) + fresh
+    seconds = round(time.perf_counter() - started, 3)
+    facts = {**provenance, "seconds": seconds, "n_embedded": report.n_embedded}
+    folder.merge(parts, clips.ids, facts)
+    folder.remove_folder()
 
 
 def _provenance(device: str) -> dict[str, object]:
@@ -190,173 +236,164 @@ def _provenance(device: str) -> dict[str, object]:
     return {"versions": versions, "device": device}
 
 
-def _timing(report: ExtractionReport, started: float) -> dict[str, object]:
-    return {"seconds": round(time.perf_counter() - started, 3), "n_embedded": report.n_embedded}
+def run_jobs(
+    jobs: Sequence[Job],
+    clips: Clips,
+    settings: ExtractionSettings,
+    observer: Observer,
+    stages: Stages,
+    write: WriteShard,
+) -> None:
+    """Embeds the shards that jobs have to do, in this process; see `extract`."""
+    for job in jobs:
+        if job.n_todo and not job.backbone.device:
+            job.backbone.load(settings.device)
+    model, writer = Lane("model", _MODEL_DEPTH), Lane("write", _WRITE_DEPTH)
+    is_done = False
+    try:
+        runs = [_Run(job, clips, settings, observer, stages, model, writer, write) for job in jobs]
+        for run in runs:
+            if run.job.spec.kind == "text":
+                run.all_texts()
+        _pass_over_audio([r for r in runs if r.job.spec.kind != "text"], clips, settings, stages)
+        model.drain()
+        writer.drain()
+        is_done = True
+    finally:
+        model.close(finish=is_done)
+        writer.close(finish=True)  # a shard that is whole is worth keeping
+        stages.model += model.busy_seconds
 
 
-class _Worker:
-    """Embeds shards; holds what all of them share."""
+def _pass_over_audio(
+    runs: Sequence[_Run], clips: Clips, settings: ExtractionSettings, stages: Stages
+) -> None:
+    """Decodes every clip that some run needs once, and gives it to all that do."""
+    if not runs:
+        return
+    takers: dict[int, list[_Run]] = {}
+    for run in runs:
+        for _, shard in run.job.todo():
+            for position in shard.tolist():
+                takers.setdefault(position, []).append(run)
+    requests = (
+        Request(
+            position,
+            runs[0].job.sources.audio[position],
+            tuple(dict.fromkeys(run.job.rate for run in takers[position])),
+            float(clips.duration[position]),
+        )
+        for position in sorted(takers)
+    )
+    with settings.decoder() as decoder:
+        stages.n_decoders = decoder.n_decoders
+        for sound in decoder.decode(requests):
+            mine = takers[sound.request.position]
+            for run in mine:
+                run.begin()
+            try:
+                for block in sound.blocks():
+                    rate, samples = next(iter(block.items()))
+                    stages.audio_seconds += len(samples) / rate
+                    for run in mine:
+                        run.push(block)
+                for run in mine:
+                    run.end()
+            except AudioError as error:
+                for run in mine:
+                    run.fail(error)
+            stages.n_clips += 1
+        stages.decode += decoder.busy_seconds
+        stages.wait += decoder.wait_seconds
+
+
+class _Run:
+    """One job on its way through the pass: its shards, one after another."""
 
     def __init__(
         self,
-        backbone: Backbone,
-        output: str,
-        spec: BackboneSpec,
-        sources: Sources,
+        job: Job,
         clips: Clips,
-        report: ExtractionReport,
-        on_progress: Callable[[int], None] | None,
+        settings: ExtractionSettings,
+        observer: Observer,
+        stages: Stages,
+        model: Lane,
+        writer: Lane,
+        write: WriteShard,
     ) -> None:
-        self.backbone = backbone
-        self.output = output
-        self.spec = spec
-        self.sources = sources
-        self.clips = clips
-        self.report = report
-        self.on_progress = on_progress
-        self.batch_windows = 1
+        self.job = job
+        self._clips = clips
+        self._settings = settings
+        self._observer = observer
+        self._stages = stages
+        self._model, self._writer, self._write = model, writer, write
+        self._limits: dict[int, int] = {}
+        self._steps = self._all_clips()
 
-    def shards(self, plan: Plan, n_threads: int) -> Iterator[tuple[int, FeatureRows]]:
-        """(number, rows) of every shard that is not finished."""
-        todo = [(i, shard) for i, shard in enumerate(plan.shards) if i not in plan.done]
-        if self.spec.kind == "text":
-            for number, shard in todo:
-                yield number, self._embed_texts(shard)
-            return
-        wanted = itertools.chain.from_iterable(shard.tolist() for _, shard in todo)
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="decode") as pool:
-            decoded = self._decode_ahead(pool, wanted)
-            try:
-                for number, shard in todo:
-                    yield number, self._embed_audio(shard, decoded)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def _decode_ahead(
-        self, pool: ThreadPoolExecutor, wanted: Iterator[int]
-    ) -> Iterator[FloatArray | AudioError]:
-        """Decoded clips in order, a bounded number of them ahead of the model."""
-        queue: deque[Future[FloatArray | AudioError]] = deque()
-        for position in itertools.islice(wanted, _LOOKAHEAD_CLIPS):
-            queue.append(pool.submit(self._decode, position))
-        while queue:
-            clock = time.perf_counter()
-            samples = queue.popleft().result()
-            self.report.stages["decode"] += time.perf_counter() - clock
-            for position in itertools.islice(wanted, 1):
-                queue.append(pool.submit(self._decode, position))
-            yield samples
-
-    def _decode(self, position: int) -> FloatArray | AudioError:
-        assert self.spec.sample_rate is not None
-        try:
-            return read_audio(self.sources.items[position] or "", self.spec.sample_rate)
-        except AudioError as error:
-            return error
-
-    def _embed_audio(
-        self, shard: IntArray, decoded: Iterator[FloatArray | AudioError]
-    ) -> FeatureRows:
-        """Rows of one shard: windows of its clips in fixed batches, averaged by clip."""
-        spec = self.spec
-        window, hop = spec.window_samples, spec.hop_samples
-        padding = spec.padding or "zeros"
-        total = np.zeros((len(shard), spec.dim), np.float64)
-        weight = np.zeros(len(shard), np.float64)
-        reasons = [""] * len(shard)
-        audio = np.zeros((self.batch_windows, window), np.float32)
-        valid = np.zeros(self.batch_windows, np.int64)
-        owner: list[int] = []
-
-        def flush() -> None:
-            if not owner:
-                return
-            n = len(owner)
-            clock = time.perf_counter()
-            vectors = self.backbone.embed(audio[:n], valid[:n])[self.output]
-            self.report.stages["embed"] += time.perf_counter() - clock
-            self._check_shape(vectors, n)
-            for clip, vector, length in zip(owner, vectors, valid[:n], strict=True):
-                total[clip] += vector.astype(np.float64) * length
-                weight[clip] += length
-            owner.clear()
-
-        for row, position in enumerate(shard):
-            samples = next(decoded)
-            if isinstance(samples, AudioError):
-                reasons[row] = f"{_kind(samples)}: {samples}"
-                self._advance()
-                continue
-            if not samples.any():
-                self.report.silent.append(str(self.clips.ids[position]))
-            assert spec.sample_rate is not None
-            self.report.audio_seconds += len(samples) / spec.sample_rate
-            # a long file is cut a few windows at a time, so that overlap costs no memory
-            for first in range(0, n_windows(len(samples), window, hop), self.batch_windows):
-                last = first + self.batch_windows - 1
-                piece = samples[first * hop : last * hop + window]
-                # only a clip that is shorter than a window is tiled, never the tail of a long one
-                pieces, lengths = cut_windows(piece, window, hop, padding if not first else "zeros")
-                for i in range(min(len(pieces), self.batch_windows)):
-                    audio[len(owner)], valid[len(owner)] = pieces[i], lengths[i]
-                    owner.append(row)
-                    if len(owner) == self.batch_windows:
-                        flush()
-            self._advance()
-        flush()
-        vectors = (total / np.maximum(weight, 1)[:, None]).astype(np.float32)
-        return self._rows(shard, vectors, reasons)
-
-    def _embed_texts(self, shard: IntArray) -> FeatureRows:
-        """Rows of one shard of texts, in batches of similar length."""
-        texts = [str(self.sources.items[position]) for position in shard]
-        vectors = np.zeros((len(shard), self.spec.dim), np.float32)
-        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-        for start in range(0, len(order), _TEXT_BATCH):
-            batch = order[start : start + _TEXT_BATCH]
-            clock = time.perf_counter()
-            embedded = self.backbone.embed_texts([texts[i] for i in batch])[self.output]
-            self.report.stages["embed"] += time.perf_counter() - clock
-            self._check_shape(embedded, len(batch))
-            vectors[batch] = embedded
-            self._advance(len(batch))
-        return self._rows(shard, vectors, [""] * len(shard))
-
-    def _check_shape(self, vectors: FloatArray, n: int) -> None:
-        if vectors.shape != (n, self.spec.dim):
-            raise StoreError(
-                f"{self.backbone.identity} returned {vectors.shape} for {n} inputs; its spec "
-                f"says ({n}, {self.spec.dim})"
+    def _all_clips(self) -> Iterator[tuple[ShardBuilder, int, int, bool]]:
+        """(builder, shard, row, whether it is the shard's last) of every clip, in order."""
+        is_gpu = self._settings.device.startswith("cuda")
+        for number, shard in self.job.todo():
+            builder = ShardBuilder(
+                self.job,
+                self._clips,
+                shard,
+                self._settings.seconds_a_batch,
+                limits=self._limits,
+                new_buffer=pinned_buffer if is_gpu else None,
             )
+            for row in range(len(shard)):
+                yield builder, number, row, row == len(shard) - 1
 
-    def _rows(self, shard: IntArray, vectors: FloatArray, reasons: list[str]) -> FeatureRows:
-        """Feature rows of vectors [n, dim]: normalised, failures marked, in the store's dtype."""
-        if self.spec.normalize == "l2":
-            length = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.maximum(length, 1e-12)
-        with np.errstate(over="ignore"):
-            stored = vectors.astype(self.spec.dtype)
-        for row in range(len(shard)):
-            if not reasons[row] and not np.isfinite(vectors[row]).all():
-                reasons[row] = "not finite: the model returned NaN or infinity"
-            elif not reasons[row] and not np.isfinite(stored[row]).all():
-                largest = float(np.abs(vectors[row]).max())
-                reasons[row] = f"too large for {self.spec.dtype}: {largest:.3g}"
-        state = np.array([FAILED if reason else OK for reason in reasons], np.uint8)
-        stored[state == FAILED] = 0
-        reasons_array = np.empty(len(shard), object)
-        reasons_array[:] = reasons
-        self.report.n_embedded += int((state == OK).sum())
-        return FeatureRows(
-            self.clips.ids[shard], self.sources.sha256[shard], state, reasons_array, stored
-        )
+    def begin(self) -> None:
+        self._builder, self._number, row, self._is_last = next(self._steps)
+        self._builder.begin(row)
 
-    def _advance(self, n: int = 1) -> None:
-        if self.on_progress:
-            self.on_progress(n)
+    def push(self, block: Mapping[int, FloatArray]) -> None:
+        for batch in self._builder.push(block):
+            self._submit(batch)
 
+    def end(self) -> None:
+        for batch in self._builder.end():
+            self._submit(batch)
+        self._after_clip()
 
-def _kind(error: AudioError) -> str:
-    return {"MissingAudio": "missing file", "EmptyAudio": "empty file"}.get(
-        type(error).__name__, "undecodable file"
-    )
+    def fail(self, error: AudioError) -> None:
+        self._builder.fail(error)
+        self._after_clip()
+
+    def _after_clip(self) -> None:
+        self._observer.advance(self.job.label, 1)
+        if self._is_last:
+            for batch in self._builder.rest():
+                self._submit(batch)
+            self._model.submit(partial(self._hand_over, self._builder, self._number))
+
+    def _submit(self, batch: Batch) -> None:
+        self._model.submit(partial(self._run, self._builder, batch))
+
+    def _run(self, builder: ShardBuilder, batch: Batch) -> None:
+        clock = time.perf_counter()
+        builder.run(batch)
+        self._count(time.perf_counter() - clock)
+
+    def _hand_over(self, builder: ShardBuilder, number: int) -> None:
+        rows = builder.finish()
+        self._writer.submit(partial(self._write, self.job, number, rows, builder.silent))
+
+    def all_texts(self) -> None:
+        """Queues every shard of a text job."""
+        for number, shard in self.job.todo():
+            self._model.submit(partial(self._run_texts, number, shard))
+
+    def _run_texts(self, number: int, shard: IntArray) -> None:
+        clock = time.perf_counter()
+        rows = embed_texts(self.job, self._clips, shard)
+        self._count(time.perf_counter() - clock)
+        self._observer.advance(self.job.label, len(shard))
+        self._writer.submit(partial(self._write, self.job, number, rows, []))
+
+    def _count(self, seconds: float) -> None:
+        name = self.job.backbone.identity
+        by_backbone = self._stages.model_by_backbone
+        by_backbone[name] = by_backbone.get(name, 0.0) + seconds

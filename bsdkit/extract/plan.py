@@ -2,30 +2,63 @@
 
 A plan cuts the clips that are missing into shards of fixed size, in clips-table order. It
 depends only on the clips and on the final file, never on which shards are finished; and
-batches never span two shards. An interrupted run therefore goes on with exactly the
-batches of an uninterrupted one, and gives the same bytes.
+batches never span two shards. An interrupted run therefore goes on with exactly the batches
+of an uninterrupted one, and one that is spread over processes or machines has them too: all
+give the same bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.backbones.base import BackboneSpec
+from bsdkit.backbones.base import Backbone, BackboneSpec, Kind
 from bsdkit.dataset import Clips
-from bsdkit.errors import DatasetError
+from bsdkit.errors import BackboneError, DatasetError, RecipeError
 from bsdkit.store.feature import OK, FeatureRows, read_feature
 from bsdkit.store.shards import ShardFolder
 from bsdkit.text import TextTemplate, build_texts
 
-__all__ = ["Plan", "Sources", "make_plan", "make_sources"]
+__all__ = ["Job", "Sources", "WorkSlice", "make_jobs"]
 
 IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class WorkSlice:
+    """One of several equal parts of the work, ``--shard index/of``.
+
+    Attributes:
+        index: which, from 1.
+        of: how many there are.
+    """
+
+    index: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> WorkSlice:
+        """The part that ``2/8`` names.
+
+        Raises:
+            RecipeError: it names none.
+        """
+        index, _, of = text.partition("/")
+        if not (index.isdecimal() and of.isdecimal() and 1 <= int(index) <= int(of)):
+            raise RecipeError(f"--shard {text}: expected i/n with i from 1 to n, e.g. 2/8")
+        return cls(int(index), int(of))
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard belongs to this part."""
+        return shard % self.of == self.index - 1
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.of}"
 
 
 @dataclass(frozen=True)
@@ -33,11 +66,14 @@ class Sources:
     """What is embedded for each clip of the table.
 
     Attributes:
-        items: the audio file or the text of each clip [n].
-        sha256: hex digests [n] of the file's bytes or of the text; empty where there is no file.
+        audio: the audio file of each clip [n]; None where a clip has none.
+        texts: the text of each clip [n]; empty for outputs that embed sound alone.
+        sha256: hex digests [n] of the file's bytes, of the text, or of both; empty where
+            there is no file.
     """
 
-    items: Sequence[Path | str | None]
+    audio: Sequence[Path | None]
+    texts: Sequence[str]
     sha256: npt.NDArray[np.object_]
 
 
@@ -47,61 +83,204 @@ def make_sources(clips: Clips, spec: BackboneSpec, template: TextTemplate) -> So
     Raises:
         DatasetError: an audio backbone, and the dataset has no audio at all.
     """
+    if spec.kind != "text" and all(path is None for path in clips.audio):
+        raise DatasetError(
+            f"{spec.backbone} embeds audio and this dataset names no audio file; expected "
+            "audio/<id>.wav beside metadata/, or a CSV with a path column"
+        )
     if spec.kind == "audio":
-        if all(path is None for path in clips.audio):
-            raise DatasetError(
-                f"{spec.backbone} embeds audio and this dataset names no audio file; expected "
-                "audio/<id>.wav beside metadata/, or a CSV with a path column"
-            )
-        return Sources(clips.audio, clips.sha256)
+        return Sources(clips.audio, [""] * len(clips), clips.sha256)
     texts = build_texts(clips, template)
     digests = np.empty(len(texts), object)
-    digests[:] = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    return Sources(texts, digests)
+    if spec.kind == "text":
+        digests[:] = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        return Sources([None] * len(clips), texts, digests)
+    digests[:] = [
+        hashlib.sha256(f"{audio} {text}".encode()).hexdigest() if audio else ""
+        for audio, text in zip(clips.sha256, texts, strict=True)
+    ]
+    return Sources(clips.audio, texts, digests)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The work of one extraction.
+class Job:
+    """Outputs of one backbone that are made together, batch by batch.
 
     Attributes:
-        kept: rows of the final file that still hold, or None.
+        backbone: the backbone.
+        specs: spec by output; all with the same windows.
+        sources: what is embedded.
+        folders: where the shards of each output go.
+        kept: rows of each output's final file that still hold, or None.
         shards: clip positions [<= shard size] of each shard.
-        done: rows of shards that an interrupted run finished, by shard number.
+        done: rows by output of shards that were finished before, by shard number.
+        work: the part of the shards that is ours; None for all.
+        keep_segments: whether the windows' own vectors are kept beside the clips'.
     """
 
-    kept: FeatureRows | None
+    backbone: Backbone
+    specs: Mapping[str, BackboneSpec]
+    sources: Sources
+    folders: Mapping[str, ShardFolder]
+    kept: Mapping[str, FeatureRows | None]
     shards: tuple[IntArray, ...]
-    done: dict[int, FeatureRows]
+    done: dict[int, dict[str, FeatureRows]]
+    work: WorkSlice | None = None
+    keep_segments: bool = False
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """The spec of the first output: kind, rate and windows are those of all."""
+        return next(iter(self.specs.values()))
+
+    @property
+    def label(self) -> str:
+        """The features' names."""
+        return ", ".join(folder.feature for folder in self.folders.values())
+
+    @property
+    def rate(self) -> int:
+        """The sample rate in Hz of audio and prompts."""
+        assert self.spec.sample_rate is not None
+        return self.spec.sample_rate
+
+    def todo(self) -> Iterator[tuple[int, IntArray]]:
+        """(number, positions) of the shards that are ours and not finished."""
+        for number, shard in enumerate(self.shards):
+            if number not in self.done and (self.work is None or self.work.has(number)):
+                yield number, shard
 
     @property
     def n_todo(self) -> int:
-        """Clips that are still to be embedded."""
-        return sum(len(shard) for i, shard in enumerate(self.shards) if i not in self.done)
+        """Clips that are still to be embedded here."""
+        return sum(len(shard) for _, shard in self.todo())
 
-
-def make_plan(clips: Clips, sources: Sources, folder: ShardFolder, shard_size: int) -> Plan:
-    """What to embed: every clip without a good row of the same source in the final file."""
-    kept: FeatureRows | None = None
-    has_row = np.zeros(len(clips), bool)
-    if folder.final.is_file():
-        rows = read_feature(folder.final, with_segments=True)
-        index = {
-            (clip, digest): i
-            for i, (clip, digest) in enumerate(zip(rows.ids, rows.source_sha256, strict=True))
-            if rows.state[i] == OK
-        }
-        places = np.array(
-            [index.get(key, -1) for key in zip(clips.ids, sources.sha256, strict=True)], np.int64
+    @property
+    def n_left(self) -> int:
+        """Clips of unfinished shards that belong to other parts of the work."""
+        return sum(
+            len(shard)
+            for number, shard in enumerate(self.shards)
+            if number not in self.done and self.work is not None and not self.work.has(number)
         )
-        has_row = places >= 0
-        kept = rows.take(places[has_row])
-    todo = np.flatnonzero(~has_row)
-    shards = tuple(todo[i : i + shard_size] for i in range(0, len(todo), shard_size))
-    by_key = {(tuple(part.ids), tuple(part.source_sha256)): part for part in folder.finished()}
+
+
+def make_jobs(
+    backbone: Backbone,
+    outputs: Sequence[str],
+    clips: Clips,
+    template: TextTemplate,
+    store: Path,
+    *,
+    shard_size: int,
+    keep_segments: bool = False,
+    work: WorkSlice | None = None,
+) -> list[Job]:
+    """The jobs of a backbone's outputs: those of one kind that lack the same clips share one.
+
+    Raises:
+        DatasetError: see `make_sources`.
+        BackboneError: outputs of one kind have different windows.
+    """
+    groups: dict[tuple[Kind, bytes], dict[str, FeatureRows | None]] = {}
+    todo_of: dict[tuple[Kind, bytes], IntArray] = {}
+    specs = {output: backbone.spec(output) for output in outputs}
+    sources = {
+        spec.kind: make_sources(clips, spec, template)
+        for spec in {spec.kind: spec for spec in specs.values()}.values()
+    }
+    folders = {
+        output: ShardFolder(store, backbone.feature(output), spec.to_dict())
+        for output, spec in specs.items()
+    }
+    for output, spec in specs.items():
+        wants_segments = keep_segments and spec.kind != "text"
+        kept, has_row = _kept(folders[output], clips, sources[spec.kind], wants_segments)
+        todo = np.flatnonzero(~has_row)
+        key = (spec.kind, todo.tobytes())
+        groups.setdefault(key, {})[output] = kept
+        todo_of[key] = todo
+    jobs = []
+    for (kind, todo_bytes), kept_rows in groups.items():
+        todo = todo_of[kind, todo_bytes]
+        shards = tuple(todo[i : i + shard_size] for i in range(0, len(todo), shard_size))
+        mine = {output: specs[output] for output in kept_rows}
+        _check_same_windows(backbone, mine)
+        # rows without windows' vectors cannot stand beside rows with them in one file
+        has_segments = any(rows and rows.segments is not None for rows in kept_rows.values())
+        done = _done(
+            clips,
+            sources[kind],
+            shards,
+            {output: folders[output] for output in mine},
+            kind != "text" and (keep_segments or has_segments),
+        )
+        jobs.append(
+            Job(
+                backbone=backbone,
+                specs=mine,
+                sources=sources[kind],
+                folders={output: folders[output] for output in mine},
+                kept=kept_rows,
+                shards=shards,
+                done=done,
+                work=work,
+                keep_segments=kind != "text" and (keep_segments or has_segments),
+            )
+        )
+    return jobs
+
+
+def _check_same_windows(backbone: Backbone, specs: Mapping[str, BackboneSpec]) -> None:
+    windows = {
+        (s.sample_rate, s.window_seconds, s.hop_seconds, s.padding, s.shortest_seconds)
+        for s in specs.values()
+    }
+    if len(windows) > 1:
+        raise BackboneError(
+            f"{backbone.identity}: its outputs {', '.join(map(repr, specs))} have different windows"
+        )
+
+
+def _kept(
+    folder: ShardFolder, clips: Clips, sources: Sources, keep_segments: bool
+) -> tuple[FeatureRows | None, npt.NDArray[np.bool_]]:
+    """The rows of a final file that still hold, and which clips [n] have one."""
+    if not folder.final.is_file():
+        return None, np.zeros(len(clips), bool)
+    rows = read_feature(folder.final, with_segments=True)
+    if keep_segments and rows.segments is None:
+        return None, np.zeros(len(clips), bool)
+    index = {
+        (clip, digest): i
+        for i, (clip, digest) in enumerate(zip(rows.ids, rows.source_sha256, strict=True))
+        if rows.state[i] == OK
+    }
+    keys = zip(clips.ids, sources.sha256, strict=True)
+    places = np.array([index.get(key, -1) for key in keys], np.int64)
+    has_row = places >= 0
+    return rows.take(places[has_row]), has_row
+
+
+def _done(
+    clips: Clips,
+    sources: Sources,
+    shards: Sequence[IntArray],
+    folders: Mapping[str, ShardFolder],
+    keep_segments: bool,
+) -> dict[int, dict[str, FeatureRows]]:
+    """The shards that are finished in every output's folder."""
+    by_key: dict[str, dict[tuple[object, ...], FeatureRows]] = {}
+    for output, folder in folders.items():
+        by_key[output] = {
+            (tuple(part.ids), tuple(part.source_sha256)): part
+            for part in folder.finished()
+            if (part.segments is not None) == keep_segments
+        }
     done = {}
     for number, shard in enumerate(shards):
-        finished = by_key.get((tuple(clips.ids[shard]), tuple(sources.sha256[shard])))
-        if finished is not None:
-            done[number] = finished
-    return Plan(kept, shards, done)
+        key = (tuple(clips.ids[shard]), tuple(sources.sha256[shard]))
+        found = {output: parts[key] for output, parts in by_key.items() if key in parts}
+        if len(found) == len(folders):
+            done[number] = found
+    return done

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bsdkit.backbones.base import BackboneOptions
-from bsdkit.backbones.registry import get_backbone
+from bsdkit.backbones.base import Backbone, BackboneOptions
+from bsdkit.backbones.registry import get_backbone, get_outputs
 from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore
-from bsdkit.extract.pipeline import SHARD_CLIPS, ExtractionReport, extract
-from bsdkit.report.progress import ConsoleProgress
+from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
+from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.report.progress import Bar, ConsoleProgress
 from bsdkit.store.specs import first_difference
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
@@ -33,100 +35,117 @@ def extract_dataset(
     backbones: Sequence[str],
     *,
     progress: ConsoleProgress,
+    settings: ExtractionSettings | None = None,
+    options: BackboneOptions | None = None,
+    engine: Engine | None = None,
     taxonomy: Taxonomy | str = "bst",
-    device: str = "cpu",
     text_template: str = "title-tags-description",
-    weights: Path | None = None,
-    dtype: str = "float16",
-    shard_clips: int = SHARD_CLIPS,
 ) -> list[ExtractionReport]:
-    """Embeds every output of the backbones and returns one report each.
+    """Embeds outputs of the backbones and returns one report each.
 
     Args:
         data: the dataset.
         store: the store's folder; made if it is not there.
-        backbones: names.
+        backbones: names, see `get_outputs`.
         progress: where to show what happens.
+        settings: how it runs.
+        options: weights and number types; the text template is filled in.
+        engine: what embeds; None for this process.
         taxonomy: see `read_dataset`.
-        device: where the backbones run.
         text_template: name of the template of text outputs.
-        weights: a weight file or folder instead of a backbone's own.
-        dtype: number type in the store.
-        shard_clips: clips in a shard.
 
     Raises:
         BsdkitError: see `read_dataset` and `extract`.
     """
-    if dtype not in ("float16", "float32"):
-        raise RecipeError(f"dtype {dtype!r}: expected float16 or float32")
-    if shard_clips < 1:
-        raise RecipeError(f"--shard-clips {shard_clips}: expected 1 or more")
-    check_device(device)
+    settings = settings or ExtractionSettings()
+    if settings.shard_clips < 1:
+        raise RecipeError(f"--shard-clips {settings.shard_clips}: expected 1 or more")
+    check_device(settings.device)
     template = get_template(text_template)
-    options = BackboneOptions(weights=weights, text_template=template.describe(), dtype=dtype)  # type: ignore[arg-type]
-    models = [get_backbone(name.strip(), options) for name in backbones]
-    for model in models:
-        model.require()
+    options = replace(options or BackboneOptions(), text_template=template.describe())
+    wanted = get_outputs([name.strip() for name in backbones], options)
+    if options.weights is not None and len(wanted) > 1:
+        raise RecipeError(
+            f"--weights {options.weights} is for one backbone, and "
+            f"{', '.join(backbone.identity for backbone, _ in wanted)} are asked for; "
+            "embed them one after another"
+        )
+    for backbone, _ in wanted:
+        backbone.require()
     clips, filtered = read_dataset(data, taxonomy)
     for line in filtered.lines():
         progress.line(line)
-    reports = []
     with progress:
         clips = inspect_audio(
             clips,
             n_threads=os.cpu_count() or 1,
             progress=lambda n: progress.stage("reading", n, len(clips)),
         )
-        opened = Store.create(store, clips)
-        for model in models:
-            for output in model.outputs:
-                bar = progress.bar(model.feature(output))
-                report = extract(
-                    model,
-                    output,
-                    clips,
-                    opened,
-                    template,
-                    device=device,
-                    shard_clips=shard_clips,
-                    on_start=bar.start,
-                    on_progress=bar.advance,
-                )
-                for line in summary_lines(report):
-                    progress.line(line)
-                reports.append(report)
+        reports = extract(
+            wanted,
+            clips,
+            Store.create(store, clips),
+            template,
+            settings,
+            observer=_bars(progress),
+            engine=engine,
+        )
+    for line in summary_lines(reports):
+        progress.line(line)
     return reports
 
 
-def summary_lines(report: ExtractionReport) -> list[str]:
-    """What an extraction did, in a few lines: counts, speed, where the time went, failures."""
-    lines = [
-        f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
-        f"{len(report.failures)} failed -> {report.path}"
-    ]
-    if report.n_embedded:
-        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in report.stages.items())
-        speed = report.n_embedded / max(report.seconds, 1e-9)
-        audio = (
-            f", {report.audio_seconds / max(report.seconds, 1e-9):.0f} s of audio a second"
-            if report.audio_seconds
-            else ""
-        )
+def _bars(progress: ConsoleProgress) -> Observer:
+    """Shows a bar a job."""
+    bars: dict[str, Bar] = {}
+
+    def start(label: str, todo: int, done: int) -> None:
+        bars[label] = progress.bar(label)
+        bars[label].start(todo, done)
+
+    return Observer(start, lambda label, n: bars[label].advance(n))
+
+
+def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
+    """What a pass did, in a few lines: counts and failures by feature, where the time went."""
+    lines = []
+    for report in reports:
+        left = f", {report.n_left} left to other shards" if report.n_left else ""
         lines.append(
-            f"  {report.seconds:.1f} s, {speed:.1f} clips a second{audio} (waited: {stages})"
+            f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
+            f"{len(report.failures)} failed{left} -> {report.path}"
         )
-    if report.silent:
-        lines.append(
-            f"  {len(report.silent)} clips are digital silence (embedded all the same), "
-            f"e.g. {report.silent[0]}"
-        )
-    for kind, n in report.reasons.items():
-        lines.append(f"  failed, {kind}: {n}")
-        of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
-        lines += [
-            f"    {clip}: {reason.partition(': ')[2]}" for clip, reason in of_kind[:_SHOWN_FAILURES]
-        ]
+        if report.silent:
+            lines.append(
+                f"  {len(report.silent)} clips are digital silence (embedded all the same), "
+                f"e.g. {report.silent[0]}"
+            )
+        for kind, n in report.reasons.items():
+            lines.append(f"  failed, {kind}: {n}")
+            of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
+            lines += [
+                f"    {clip}: {reason.partition(': ')[2]}"
+                for clip, reason in of_kind[:_SHOWN_FAILURES]
+            ]
+    stages = reports[0].stages
+    if any(report.n_embedded for report in reports):
+        lines += _stage_lines(stages, max(report.n_embedded for report in reports))
     return lines
+
+
+def _stage_lines(stages: Stages, n_embedded: int) -> list[str]:
+    wall = max(stages.seconds, 1e-9)
+    audio = f", {stages.audio_seconds / wall:.0f} s of audio a second" if stages.n_clips else ""
+    models = ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in stages.model_by_backbone.items()
+    )
+    decoders = f" by {stages.n_decoders} decoders" if stages.n_decoders > 1 else ""
+    return [
+        f"{wall:.1f} s, {n_embedded / wall:.1f} clips a second{audio}",
+        f"  stages, which overlap: decode {stages.decode:.1f} s{decoders}, model "
+        f"{stages.model:.1f} s ({models}), write {stages.write:.1f} s; "
+        f"the bottleneck was the {stages.bottleneck}",
+    ]
 
 
 def extract_for_run(
@@ -138,8 +157,6 @@ def extract_for_run(
         StaleStore: the backbone as it is now has another spec than the run's features.
         RecipeError: a feature was imported, so nothing here can make it.
     """
-    from bsdkit.recipe.predict import needed_features
-
     clips, filtered = read_dataset(data, run.clips.taxonomy)
     for line in filtered.lines():
         progress.line(line)
@@ -147,39 +164,57 @@ def extract_for_run(
     with progress:
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
-        for feature in needed_features(run):
-            spec = run.facts["features"][feature]["spec"]
-            if spec["backbone"] == "imported":
-                raise RecipeError(
-                    f"{feature} was imported ({spec['origin']}); import it for these clips too "
-                    "(bsdkit store import), then give --store"
-                )
-            template = _template_of(spec)
-            options = BackboneOptions(text_template=template.describe(), dtype=spec["dtype"])
-            model = get_backbone(spec["backbone"], options)
-            model.require()
-            if model.needs_load_for_spec:
-                model.load(device)
-            difference = first_difference(model.spec(spec["output"]).to_dict(), spec)
-            if difference:
-                field, now, then = difference
-                raise StaleStore(
-                    f"the run was trained on {feature} with {field} = {then!r}, this version "
-                    f"has {now!r}; embed the training clips again and fit again"
-                )
-            bar = progress.bar(model.feature(spec["output"]))
-            report = extract(
-                model,
-                spec["output"],
+        for backbone, outputs, template in _backbones_of(run, device):
+            reports = extract(
+                [(backbone, outputs)],
                 clips,
                 opened,
                 template,
-                device=device,
-                on_start=bar.start,
-                on_progress=bar.advance,
+                ExtractionSettings(device=device),
+                observer=_bars(progress),
             )
-            for line in summary_lines(report):
+            for line in summary_lines(reports):
                 progress.line(line)
+
+
+def _backbones_of(run: Run, device: str) -> list[tuple[Backbone, list[str], TextTemplate]]:
+    """The backbones that made a run's features, with the outputs and the text template."""
+    from bsdkit.recipe.predict import needed_features
+
+    grouped: dict[tuple[str, BackboneOptions], tuple[Backbone, list[str], TextTemplate]] = {}
+    made_by: list[tuple[str, Backbone]] = []
+    for feature in needed_features(run):
+        spec = run.facts["features"][feature]["spec"]
+        if spec["backbone"] == "imported":
+            raise RecipeError(
+                f"{feature} was imported ({spec['origin']}); import it for these clips too "
+                "(bsdkit store import), then give --store"
+            )
+        template = _template_of(spec)
+        options = BackboneOptions(
+            text_template=template.describe(),
+            dtype=spec["dtype"],
+            precision=spec["compute_dtype"],
+        )
+        backbone, outputs, _ = grouped.setdefault(
+            (spec["backbone"], options), (get_backbone(spec["backbone"], options), [], template)
+        )
+        made_by.append((feature, backbone))
+        backbone.require()
+        outputs.append(spec["output"])
+        backbone.wanted = frozenset(outputs)
+    for feature, backbone in made_by:
+        if backbone.needs_load_for_spec and not backbone.device:
+            backbone.load(device)
+        then = run.facts["features"][feature]["spec"]
+        difference = first_difference(backbone.spec(then["output"]).to_dict(), then)
+        if difference:
+            field, found, expected = difference
+            raise StaleStore(
+                f"the run was trained on {feature} with {field} = {expected!r}, this version "
+                f"has {found!r}; embed the training clips again and fit again"
+            )
+    return list(grouped.values())
 
 
 def _template_of(spec: dict[str, object]) -> TextTemplate:

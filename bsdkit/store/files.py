@@ -2,7 +2,8 @@
 
 A file is composed in memory, written under a temporary name, flushed, fsynced and renamed.
 A process killed at any instant therefore leaves either the old file, the new one, or a
-temporary file that nothing reads. Files are never reopened for writing.
+temporary file that nothing reads. Files are never reopened for writing. In a remote place
+the file is put in one piece instead, which object stores do whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import itertools
 import math
 import os
@@ -23,14 +25,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError, StoreLocked
+from bsdkit.location import is_remote
 
 __all__ = [
     "atomic_h5",
-    "exclusive_lock",
+    "file_lock",
     "open_h5",
     "read_rows",
     "read_strings",
     "read_texts",
+    "remove_tree",
     "replace_folder",
     "write_strings",
     "write_texts",
@@ -60,6 +64,13 @@ def atomic_h5(path: Path) -> Iterator[h5py.File]:
         yield file
         file.flush()
         image = file.id.get_file_image()
+    if is_remote(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error.strerror or error}") from None
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +122,7 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
         StoreError: it is not there or cannot be read.
     """
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(io.BytesIO(path.read_bytes()) if is_remote(path) else path, "r")
     except FileNotFoundError:
         raise StoreError(f"no such file: {path}") from None
     except OSError as error:
@@ -124,16 +135,27 @@ def open_h5(path: Path) -> Iterator[h5py.File]:
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, purpose: str) -> Iterator[None]:
+def file_lock(path: Path, purpose: str, *, is_shared: bool = False) -> Iterator[None]:
     """Holds a lock file; the system releases it however the process ends.
+
+    In a remote place nothing is locked: there is no lock that survives its holder, and two
+    that write the same shard write the same bytes.
+
+    Args:
+        path: the lock file.
+        purpose: what it guards, for the message.
+        is_shared: whether others may hold it too, as long as they share it.
 
     Raises:
         StoreLocked: another process holds it.
     """
+    if is_remote(path):
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another process"
@@ -144,6 +166,14 @@ def exclusive_lock(path: Path, purpose: str) -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
 
 
 def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> None:

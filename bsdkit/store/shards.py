@@ -8,8 +8,7 @@ back, and only then removes the shards.
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore
 from bsdkit.store.feature import FeatureRows, feature_path, read_feature, read_info, write_feature
+from bsdkit.store.files import file_lock, remove_tree
 from bsdkit.store.specs import Spec, spec_hash
 
-__all__ = ["ShardFolder"]
+__all__ = ["ShardFolder", "locked"]
 
 
 class ShardFolder:
@@ -39,7 +39,7 @@ class ShardFolder:
 
     @property
     def lock(self) -> Path:
-        """The file to lock while writing shards or merging."""
+        """The file to lock while writing shards or merging; see `locked`."""
         return self.folder / "lock"
 
     def shard(self, number: int) -> Path:
@@ -118,6 +118,32 @@ class ShardFolder:
 
     def remove_folder(self) -> None:
         """Removes the folder of a finished feature."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_tree(self.folder)
         with contextlib.suppress(OSError):
             self.folder.parent.rmdir()
+
+
+@contextlib.contextmanager
+def locked(store: Path, features: Sequence[tuple[str, Spec]], part: str | None) -> Iterator[None]:
+    """Holds the right to write shards of these features.
+
+    Args:
+        store: the store's folder.
+        features: name and spec of each.
+        part: the part of the work, ``2/8``, which others may do the rest of at the same time;
+            None for all of it, and the merge.
+
+    Raises:
+        StoreLocked: another process is doing the same part, or all of it.
+    """
+    with contextlib.ExitStack() as stack:
+        for feature, spec in features:
+            folder = ShardFolder(store, feature, spec)
+            purpose = f"{folder.final} is being extracted"
+            stack.enter_context(file_lock(folder.lock, purpose, is_shared=part is not None))
+            if part is None:
+                folder.clean()
+            else:
+                lock = folder.lock.with_name(f"lock-{part.replace('/', '-of-')}")
+                stack.enter_context(file_lock(lock, f"part {part} of {purpose}"))
+        yield

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bsdkit.dataset import Clips
 from bsdkit.errors import IncompleteStore, StaleStore, StoreError, nearest
+from bsdkit.location import as_location
 from bsdkit.store.clips_table import read_clips, same_table, write_clips
 from bsdkit.store.feature import OK, FeatureInfo, read_embedding, read_info
 from bsdkit.store.specs import Spec, first_difference
@@ -45,7 +46,7 @@ class Store:
     """
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = as_location(path)
         if not (self.path / "clips.h5").is_file():
             raise StoreError(
                 f"no store at {self.path} (no clips.h5 in it); make one with "
@@ -62,7 +63,7 @@ class Store:
         Raises:
             StoreError: the store there holds clips of another dataset, or cannot be written.
         """
-        path = Path(path)
+        path = as_location(path)
         table = path / "clips.h5"
         if table.is_file():
             old = read_clips(table)

@@ -11,10 +11,10 @@ import soundfile
 from bsdkit.backbones.base import BackboneOptions
 from bsdkit.dataset import Clips, inspect_audio, read_dataset
 from bsdkit.errors import StoreError, StoreLocked
-from bsdkit.extract import ExtractionReport, extract
+from bsdkit.extract import ExtractionReport, ExtractionSettings, extract
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature
-from bsdkit.store.files import exclusive_lock
+from bsdkit.store.files import file_lock
 from bsdkit.text import get_template
 from tests.conftest import ROOT
 from tests.extract.fake import RATE, FakeBackbone
@@ -49,18 +49,15 @@ def load(data: Path) -> Clips:
 
 def run(
     data: Path, store: Path, backbone: FakeBackbone | None = None, output: str = "audio",
-    shard_clips: int = 7, batch_seconds: float = 2.0,
+    shard_clips: int = 7, batch_seconds: float = 2.0, **more: object,
 ) -> ExtractionReport:  # fmt: skip
     clips = load(data)
-    return extract(
-        backbone or FakeBackbone(BackboneOptions(text_template=TEMPLATE.describe())),
-        output,
-        clips,
-        Store.create(store, clips),
-        TEMPLATE,
-        shard_clips=shard_clips,
-        batch_seconds=batch_seconds,
+    backbone = backbone or FakeBackbone(BackboneOptions(text_template=TEMPLATE.describe()))
+    settings = ExtractionSettings(shard_clips=shard_clips, batch_seconds=batch_seconds, **more)  # type: ignore[arg-type]
+    (report,) = extract(
+        [(backbone, [output])], clips, Store.create(store, clips), TEMPLATE, settings
     )
+    return report
 
 
 @pytest.mark.parametrize("output", ["audio", "text"])
@@ -169,7 +166,7 @@ def test_nothing_embedded_is_an_error(data: Path, tmp_path: Path) -> None:
 def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
     backbone = FakeBackbone()
     path = run(data, tmp_path / "s", backbone).path
-    with exclusive_lock(path.parent / ".parts" / path.stem / "lock", "someone"):
+    with file_lock(path.parent / ".parts" / path.stem / "lock", "someone"):
         with pytest.raises(StoreLocked, match="is being extracted: process"):
             run(data, tmp_path / "s")
 
