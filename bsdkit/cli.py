@@ -397,6 +397,23 @@ def store_verify(store: StoreArgument) -> None:
         raise typer.Exit(WORK_FAILED)
 
 
+@_command(store_app, "merge")
+def store_merge(
+    store: StoreArgument,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Stores of the same clips, on other machines' disks.")
+    ] = None,
+) -> None:
+    """Join the shards of 'extract --shard i/n' into feature files, with proof."""
+    from bsdkit.store.merge import merge_stores
+
+    for report in merge_stores(store, sources or []):
+        failed = f", {report.n_failed} of them failed" if report.n_failed else ""
+        typer.echo(
+            f"{report.path}: {report.n_shards} shards, {report.n_rows} clips, each once{failed}"
+        )
+
+
 @_command(store_app, "import")
 def store_import(
     folder: Annotated[Path, typer.Argument(help="A folder with one <clip id>.npy a clip.")],

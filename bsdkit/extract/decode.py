@@ -177,6 +177,8 @@ class Decoder:
             except (EOFError, OSError):
                 process.stop()
                 self._local.process = None
+                with self._lock:
+                    self._processes.remove(process)
         raise AudioError(f"{path} cannot be decoded: it ended the decoding process twice")
 
 

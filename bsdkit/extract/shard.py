@@ -142,7 +142,7 @@ class ShardBuilder:
             BackboneError: the model's answer has another shape than its spec says, or there
                 is not memory enough for a single window.
         """
-        vectors = self._embed(batch.audio, batch.valid, batch.rows)
+        vectors = self._embed(batch)
         for i, row in enumerate(batch.rows):
             self._weight[row] += batch.valid[i]
         for output, spec in self.job.specs.items():
@@ -153,32 +153,40 @@ class ShardBuilder:
                 if self.job.keep_segments:
                     self._segments[output][row].append(vector)
 
-    def _embed(self, audio: FloatArray, valid: IntArray, rows: list[int]) -> dict[str, FloatArray]:
-        """The model's vectors; where memory runs out, of half the batch at a time."""
-        try:
-            if self.job.spec.kind == "audio":
-                return self.job.backbone.embed(audio, valid)
-            texts = [str(self.job.sources.texts[self.positions[row]]) for row in rows]
-            return self.job.backbone.embed_prompts(audio, valid, texts)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            if len(audio) == 1:
-                raise BackboneError(
-                    f"{self.job.backbone.identity} runs out of memory with one window of "
-                    f"{audio.shape[1] / self.job.rate:.1f} s on {self.job.backbone.device}; "
-                    "say --precision bfloat16, free the device, or take a larger one"
-                ) from None
-        _free_memory(self.job.backbone.device)
-        half = len(audio) // 2
-        for length, capacity in self._capacity.items():  # for later batches
-            if length >= audio.shape[1]:
-                self._capacity[length] = max(1, min(capacity, half))
-        parts = [
-            self._embed(audio[:half], valid[:half], rows[:half]),
-            self._embed(audio[half:], valid[half:], rows[half:]),
-        ]
+    def _embed(self, batch: Batch) -> dict[str, FloatArray]:
+        """The model's vectors; a part of the batch at a time where memory runs out."""
+        length = batch.audio.shape[1]
+        parts: list[dict[str, FloatArray]] = []
+        first = 0
+        while first < len(batch):
+            last = min(len(batch), first + self._capacity[length])
+            try:
+                parts.append(self._forward(batch, first, last))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if last - first == 1:
+                    raise BackboneError(
+                        f"{self.job.backbone.identity} runs out of memory with one window of "
+                        f"{length / self.job.rate:.1f} s on {self.job.backbone.device}; "
+                        "say --precision bfloat16, free the device, or take a larger one"
+                    ) from None
+                _free_memory(self.job.backbone.device)
+                for longer in self._lengths:
+                    if longer >= length:
+                        self._capacity[longer] = min(self._capacity[longer], (last - first) // 2)
+            else:
+                first = last
+        if len(parts) == 1:
+            return parts[0]
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+
+    def _forward(self, batch: Batch, first: int, last: int) -> dict[str, FloatArray]:
+        audio, valid = batch.audio[first:last], batch.valid[first:last]
+        if self.job.spec.kind == "audio":
+            return self.job.backbone.embed(audio, valid)
+        texts = [str(self.job.sources.texts[self.positions[row]]) for row in batch.rows[first:last]]
+        return self.job.backbone.embed_prompts(audio, valid, texts)
 
     def finish(self) -> dict[str, FeatureRows]:
         """The shard's rows by output, when every batch has run."""
