@@ -360,6 +360,17 @@ def backbones_command() -> None:
     print_backbones(_console(), backbone_classes())
 
 
+@_command(app, "doctor")
+def doctor_command(device: DeviceOption = "cpu") -> None:
+    """Say what is ready here and, for each backbone that is not, what to do."""
+    from bsdkit.backbones.registry import backbone_classes
+    from bsdkit.device import check_device
+    from bsdkit.report.doctor import print_doctor
+
+    check_device(device)
+    print_doctor(_console(), backbone_classes(), device)
+
+
 @_command(app, "heads")
 def heads_command() -> None:
     """List the heads and the parameters that a recipe may set."""
@@ -381,12 +392,32 @@ def store_ls(store: StoreArgument) -> None:
 
 
 @_command(store_app, "verify")
-def store_verify(store: StoreArgument) -> None:
-    """Check every feature: checksum, missing and failed rows, NaN, copies."""
-    from bsdkit.report.tables import print_verification
+def store_verify(
+    store: StoreArgument,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            parser=as_location, metavar="STORE", help="A store whose vectors to compare with."
+        ),
+    ] = None,
+    feature: Annotated[
+        str, typer.Option(help="The feature to compare, e.g. clap-fusion.audio.")
+    ] = "",
+    against_feature: Annotated[
+        str, typer.Option(help="Its name in the other store; default the same.")
+    ] = "",
+) -> None:
+    """Check every feature: checksum, missing and failed rows, NaN, copies; or compare two."""
+    from bsdkit.report.tables import print_comparison, print_verification
     from bsdkit.store.store import Store
-    from bsdkit.store.verify import verify_store
+    from bsdkit.store.verify import compare_stores, verify_store
 
+    if against is not None:
+        if not feature:
+            raise DatasetError("--against needs --feature NAME; bsdkit store ls shows the names")
+        other = against_feature or feature
+        print_comparison(_console(), compare_stores(Store(store), Store(against), feature, other))
+        return
     reports = verify_store(Store(store))
     print_verification(_console(), reports)
     if not reports:

@@ -114,7 +114,9 @@ class Aisfx(Backbone):
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio"}
     licence = "CC BY 4.0"
-    summary = "sound-effects encoder, 6.2 M parameters, runs on a CPU"
+    summary = "sound-effects encoder, runs on a CPU"
+    parameters = 4.69
+    gigaflops = 30.9
 
     def _weights(self) -> Path | None:
         if self.options.weights is not None:

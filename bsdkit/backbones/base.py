@@ -174,6 +174,9 @@ class Backbone(ABC):
     def __init__(self, options: BackboneOptions | None = None) -> None:
         self.options = options or BackboneOptions()
         self.device = ""
+        self.wanted: frozenset[str] = frozenset()
+        """Outputs that will be asked for, set before `load`, which need not bring in what only
+        others need; empty for all but the extra ones."""
 
     @abstractmethod
     def missing(self) -> str:
@@ -247,6 +250,10 @@ class Backbone(ABC):
     def identity(self) -> str:
         """The name with what follows its colon."""
         return self.name + self.options.argument
+
+    def weight_state(self) -> str:
+        """Where the weights are, or what `load` will fetch; empty where only loading tells."""
+        return f"fetches {self.fetches} at first use" if self.fetches else ""
 
     def require(self) -> None:
         """Raises BackboneUnavailable if something is missing."""

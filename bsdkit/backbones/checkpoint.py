@@ -20,12 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
-from bsdkit.errors import BackboneUnavailable
+from bsdkit.errors import BackboneError, BackboneUnavailable
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CheckpointBackbone", "WeightFile", "fetch", "read_state", "weights_folder"]
+__all__ = [
+    "CheckpointBackbone",
+    "WeightFile",
+    "fetch",
+    "fill",
+    "read_state",
+    "shape_of",
+    "weights_folder",
+]
 
 _BLOCK = 1 << 20
 _TRIES = 3
@@ -46,7 +54,7 @@ class WeightFile:
         name: its file name.
         url: a direct link; empty where there is none.
         sha256: its hex digest; empty where nobody has published one.
-        page: where a person finds it, where there is no direct link.
+        page: where a person finds it, where there is no direct link, and what to do there.
     """
 
     name: str
@@ -189,6 +197,41 @@ def _harmless_globals() -> list[Any]:
     return [scalar, multiarray.scalar, np.dtype, *dtypes, codecs.encode, argparse.Namespace]
 
 
+def shape_of(state: Mapping[str, Any], name: str, n_dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor of a weight file.
+
+    Raises:
+        ValueError: there is none of that name, it has not so many dimensions, or is empty.
+    """
+    shape = getattr(state.get(name), "shape", None)
+    if shape is None:
+        raise ValueError(f"tensor {name} is missing")
+    if len(shape) != n_dimensions or 0 in shape:
+        raise ValueError(f"tensor {name} is {tuple(shape)}, expected {n_dimensions} dimensions")
+    return tuple(shape)
+
+
+def fill(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Puts the tensors of a weight file into a network, all of them and no others.
+
+    A network made on torch's meta device gets the tensors themselves; another one copies.
+
+    Raises:
+        ValueError: they differ; the message names the first tensor that does.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        expected, found = tuple(tensor.shape), getattr(state.get(name), "shape", None)
+        if found is None:
+            raise ValueError(f"tensor {name} {expected} is missing")
+        if tuple(found) != expected:
+            raise ValueError(f"tensor {name} is {tuple(found)}, expected {expected}")
+    for name in state:
+        if name not in own:
+            raise ValueError(f"tensor {name} has no place in the network")
+    network.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
+
+
 class CheckpointBackbone(Backbone):
     """A backbone that reads one weight file into a network of its own.
 
@@ -229,6 +272,17 @@ class CheckpointBackbone(Backbone):
             return f"no weight file at {self.options.weights}"
         return "" if self.weight_file.url else self.weight_file.instructions()
 
+    def weight_state(self) -> str:
+        """See `Backbone.weight_state`."""
+        path = self.weights_path()
+        if path is not None:
+            return f"weights at {path}"
+        digest = f"sha256 {self.weight_file.sha256}" if self.weight_file.sha256 else "no sha256"
+        return (
+            f"fetches {self.weight_file.url} at first use to {self.weight_file.path} ({digest}); "
+            "without a network put it there yourself"
+        )
+
     @cached_property
     def weights_sha256(self) -> str:
         """The digest that goes into the spec: of the file, or of a network given by `attach`.
@@ -243,7 +297,8 @@ class CheckpointBackbone(Backbone):
     @property
     def weights_name(self) -> str:
         """The name of the weights for the spec: never a path of one machine."""
-        return self.options.weights.name if self.options.weights else self.weight_file.name
+        weights = self.options.weights
+        return weights.resolve().name if weights else self.weight_file.name
 
     def obtain(self) -> Path:
         """The weight file, fetched if need be, and the one that was expected.
@@ -264,11 +319,13 @@ class CheckpointBackbone(Backbone):
         state = read_state(path, f"the weights of {self.identity}")
         try:
             network = self.build(state)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        except BackboneError:
+            raise
+        except Exception as error:  # whatever the file holds, it is not what was expected
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise BackboneUnavailable(
-                f"{path} does not fit {self.identity}: {first_line}; "
-                f"expected {self.weight_file.name}"
+                f"{path} does not fit {self.identity}: {first_line}; expected "
+                f"{self.weight_file.name}: {self.weight_file.instructions()}"
             ) from None
         self.attach(network, device)
 
@@ -277,7 +334,7 @@ class CheckpointBackbone(Backbone):
         """The network with the weights that a file holds.
 
         Its sizes are read from the tensors (or a config beside them), never from a name.
-        Any RuntimeError, KeyError, TypeError or ValueError means: not such a file.
+        Any error means: not such a file.
         """
 
     def attach(self, network: nn.Module, device: str) -> None:

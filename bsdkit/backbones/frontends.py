@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["htk_mel", "mel_triangles", "slaney_mel"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "PASST_RATE",
+    "at_least",
+    "htk_mel",
+    "mel_triangles",
+    "passt_filters",
+    "passt_frames",
+    "passt_log_mel",
+    "slaney_mel",
+]
+
+PASST_RATE = 32_000
+"""Hz of the waveforms that `passt_log_mel` takes."""
+
+_PASST_FFT, _PASST_WINDOW, _PASST_HOP, _PASST_MELS = 1024, 800, 320, 128
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -72,3 +91,52 @@ def mel_triangles(
     elif norm == "sum":
         filters /= np.maximum(filters.sum(axis=1, keepdims=True), 1e-12)
     return filters
+
+
+def at_least(audio: npt.NDArray[np.float32], samples: int) -> npt.NDArray[np.float32]:
+    """Waveforms [batch, samples] with zeros behind them where they are shorter than that."""
+    lacking = samples - audio.shape[1]
+    return np.pad(audio, ((0, 0), (0, lacking))) if lacking > 0 else audio
+
+
+def passt_filters(high_hertz: float = 15_000.0) -> FloatArray:
+    """Mel filters [128, 513] of PaSST and EfficientAT.
+
+    Both were trained with the upper edge drawn anew for each batch around 15 kHz, and take
+    that value at inference.
+    """
+    return mel_triangles(
+        _PASST_MELS, _PASST_FFT, PASST_RATE, 0.0, high_hertz, is_linear_in_mel=True
+    )
+
+
+def passt_frames(samples: int) -> int:
+    """Frames of `passt_log_mel` for so many samples, at least one: 10 s give 1000."""
+    return 1 + max(samples - 1, 0) // _PASST_HOP
+
+
+def passt_log_mel(audio: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """Log-mel spectrograms [batch, 128, frames] of PaSST, which EfficientAT took over.
+
+    Koutini et al., "Efficient Training of Audio Transformers with Patchout", Interspeech
+    2022, section 3: 25 ms every 10 ms, 128 bands. The waveform is pre-emphasised (one sample
+    is lost), the Hann window is symmetric, the logarithm natural with 1e-5 added to the
+    power, and (v + 4.5) / 5 brings values near to [-1, 1].
+
+    Args:
+        audio: waveforms [batch, samples] at 32 kHz, float32, at least 514 samples long
+            (both ends are reflected by 512).
+        filters: what `passt_filters` returns, as a float32 tensor on the device of `audio`.
+    """
+    import torch
+
+    emphasised = audio[:, 1:] - 0.97 * audio[:, :-1]
+    window = torch.hann_window(
+        _PASST_WINDOW, periodic=False, dtype=audio.dtype, device=audio.device
+    )
+    spectrum = torch.stft(
+        emphasised, _PASST_FFT, _PASST_HOP, _PASST_WINDOW, window,
+        center=True, pad_mode="reflect", return_complex=True,
+    )  # fmt: skip
+    power = torch.view_as_real(spectrum).square().sum(dim=-1)  # [batch, 513, frames]
+    return (torch.log(filters @ power + 1e-5) + 4.5) / 5

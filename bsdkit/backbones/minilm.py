@@ -28,7 +28,9 @@ class MiniLM(Backbone):
 
     outputs: ClassVar[dict[str, Kind]] = {"": "text"}
     licence = "Apache-2.0"
-    summary = "sentence encoder, 22.7 M parameters, runs on a CPU"
+    summary = "sentence encoder, runs on a CPU"
+    parameters = 22.7
+    gigaflops = 1.69
 
     def _folder(self) -> Path | None:
         if self.options.weights is not None:

@@ -7,17 +7,16 @@ import importlib
 import importlib.metadata
 import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import bsdkit.backbones
 from bsdkit.backbones.base import Backbone, BackboneOptions
 from bsdkit.errors import UnknownBackbone, nearest
 
-__all__ = ["backbone_classes", "get_backbone", "register"]
+__all__ = ["backbone_classes", "get_backbone", "get_outputs", "register"]
 
 ENTRY_POINT_GROUP = "bsdkit.backbones"
-_INFRASTRUCTURE = {"base", "checkpoint", "frontends", "registry"}
 
 _log = logging.getLogger(__name__)
 _classes: dict[str, type[Backbone]] = {}
@@ -40,8 +39,7 @@ def register(name: str) -> Callable[[type[Backbone]], type[Backbone]]:
 @functools.cache
 def _scan() -> None:
     for module in pkgutil.iter_modules(bsdkit.backbones.__path__):
-        if module.name not in _INFRASTRUCTURE:
-            importlib.import_module(f"bsdkit.backbones.{module.name}")
+        importlib.import_module(f"bsdkit.backbones.{module.name}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()
@@ -75,3 +73,32 @@ def get_backbone(name: str, options: BackboneOptions | None = None) -> Backbone:
     if name not in classes:
         raise UnknownBackbone(f"unknown backbone {name!r}: {nearest(name, classes)}")
     return classes[name](options)
+
+
+def get_outputs(
+    names: Sequence[str], options: BackboneOptions | None = None
+) -> list[tuple[Backbone, list[str]]]:
+    """Backbones, not loaded, each with the outputs that the names ask for.
+
+    Args:
+        names: backbones, for all outputs that cost nothing extra; or features such as
+            ``passt.logits``, for that output alone.
+        options: what the user chose.
+
+    Raises:
+        UnknownBackbone: there is no such backbone or output.
+    """
+    wanted: dict[str, tuple[Backbone, list[str]]] = {}
+    for name in names:
+        stem, dot, output = name.rpartition(".")
+        is_feature = bool(dot) and name not in backbone_classes() and ":" not in name
+        backbone = get_backbone(stem if is_feature else name, options)
+        outputs = (
+            [backbone.output_named(output)]
+            if is_feature
+            else [o for o in backbone.outputs if o not in backbone.extra_outputs]
+        )
+        known, so_far = wanted.setdefault(backbone.identity, (backbone, []))
+        so_far += [output for output in outputs if output not in so_far]
+        known.wanted = frozenset(so_far)
+    return list(wanted.values())

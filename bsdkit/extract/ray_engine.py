@@ -18,7 +18,7 @@ import numpy as np
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, IntArray
 from bsdkit.dataset import Clips
-from bsdkit.errors import BackboneUnavailable, BsdkitError, StaleStore, StoreError
+from bsdkit.errors import BackboneUnavailable, BsdkitError, DeviceError, StaleStore, StoreError
 from bsdkit.extract.pipeline import ExtractionSettings, Observer, WriteShard, run_jobs
 from bsdkit.extract.plan import Job
 from bsdkit.extract.report import Stages
@@ -116,8 +116,15 @@ class RayEngine:
         write: WriteShard,
     ) -> None:
         is_gpu = settings.device.startswith("cuda")
-        available = ray.cluster_resources()
-        n_workers = self.n_workers or int(available.get("GPU" if is_gpu else "CPU", 1)) or 1
+        kind = "GPU" if is_gpu else "CPU"
+        available = float(ray.cluster_resources().get(kind, 0))
+        if not available:
+            raise DeviceError(
+                f"the Ray cluster has no {kind}; say --device cpu, or start it on machines that do"
+            )
+        n_workers = self.n_workers or max(1, int(available))
+        # more workers than processors share them; a whole one each would wait for ever
+        share = min(1.0, available / n_workers)
         stages.n_decoders = n_workers
         recipes = [_Recipe(type(j.backbone), j.backbone.options, j.backbone.wanted) for j in jobs]
         shared = ray.put(
@@ -132,8 +139,7 @@ class RayEngine:
                 _torch_threads(),
             )
         )
-        resources = {"num_gpus": 1} if is_gpu else {"num_cpus": 1}
-        actor_class = ray.remote(**resources)(_Worker)
+        actor_class = ray.remote(**{f"num_{kind.lower()}s": share})(_Worker)
         waiting = [(task, 1) for task in reversed(tasks)]
         running: dict[Any, tuple[Any, _Task, int]] = {}
 

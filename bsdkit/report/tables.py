@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,14 @@ from rich.text import Text
 from bsdkit.backbones.base import Backbone
 from bsdkit.dataset import Clips, FilterReport
 from bsdkit.metrics import METRICS, Interval, Scores
+from bsdkit.report.doctor import diagnose
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.verify import FeatureReport
+from bsdkit.store.verify import DurationRow, FeatureReport
 
 __all__ = [
     "percent",
     "print_backbones",
+    "print_comparison",
     "print_dataset",
     "print_evaluation",
     "print_fit",
@@ -176,23 +179,29 @@ def print_dataset(console: Console, clips: Clips, report: FilterReport) -> None:
 
 
 def print_backbones(console: Console, classes: Mapping[str, type[Backbone]]) -> None:
-    """Prints the backbones with their outputs, licence and readiness."""
+    """Prints the backbones with their outputs, licence, size, cost and readiness."""
+    states = {diagnosis.name: diagnosis.state for diagnosis in diagnose(classes)}
     table = Table()
-    for column in ("backbone", "embeds", "what it is", "licence", "ready"):
+    table.add_column("backbone", no_wrap=True)
+    for column in ("outputs", "what it is", "licence"):
         table.add_column(column)
+    for column in ("M par.", "GFLOP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("here", no_wrap=True)
     for name, cls in classes.items():
-        kinds = ", ".join(f"{kind} ({o})" if o else kind for o, kind in cls.outputs.items())
-        is_open = name.endswith(":")
-        fetches = f"yes; fetches {cls.fetches} the first time" if cls.fetches else "yes"
-        ready = "give it a model" if is_open else cls().missing() or fetches
-        table.add_row(
-            f"{name}MODEL" if name.endswith(":") else name,
-            kinds,
-            cls.summary,
-            cls.licence,
-            ready,
-        )
+        outputs = ", ".join(o or kind for o, kind in cls.outputs.items())
+        shown = f"{name}MODEL" if name.endswith(":") else name
+        size, cost = _size(cls.parameters), _size(cls.gigaflops)
+        table.add_row(shown, outputs, cls.summary, cls.licence, size, cost, states[name])
     console.print(table)
+    console.print("GFLOP: 1e9 operations for ten seconds of audio, or for a text of 77 tokens")
+    console.print("bsdkit doctor says what to do about what is not ready")
+
+
+def _size(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def print_store(console: Console, clips: Clips, infos: Sequence[FeatureInfo]) -> None:
@@ -247,3 +256,26 @@ def print_verification(console: Console, reports: Sequence[FeatureReport]) -> No
             console.print(f"{report.feature}: {n} failed: {reason}")
         if report.first_missing:
             console.print(f"{report.feature}: missing, e.g. {', '.join(report.first_missing)}")
+
+
+def print_comparison(console: Console, rows: Sequence[DurationRow]) -> None:
+    """Prints how near two feature files are, one row a range of durations."""
+    table = Table(title="cosine between the two vectors of a clip")
+    headings = ("seconds", "clips", "mean", "5th percentile", "lowest", "above 0.99",
+                "missing here", "missing there")  # fmt: skip
+    for column in headings:
+        table.add_column(column, justify="right")
+    for row in rows:
+        if not row.n + row.n_missing + row.n_missing_against:
+            continue
+        edges = "unknown" if math.isnan(row.low) else f"{row.low:g} to {row.high:g}"
+        cosines = [f"{value:.4f}" for value in (row.mean, row.percentile_5, row.minimum)]
+        table.add_row(
+            edges,
+            str(row.n),
+            *(cosines if row.n else ["", "", ""]),
+            f"{percent(row.share_above, 1)} %" if row.n else "",
+            str(row.n_missing),
+            str(row.n_missing_against),
+        )
+    console.print(table)

@@ -1,20 +1,31 @@
-"""Whether a store is what it says: checksums, coverage, numbers that cannot be right."""
+"""Whether a store is what it says: checksums, coverage, numbers that cannot be right.
+
+And how near the vectors of two stores are, such as our own and one that others published.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from bsdkit.errors import CorruptStore
+from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.store.feature import OK, read_feature, read_info
 from bsdkit.store.specs import spec_hash
 from bsdkit.store.store import Store
 
-__all__ = ["FeatureReport", "verify_store"]
+__all__ = ["DURATION_BINS", "DurationRow", "FeatureReport", "compare_stores", "verify_store"]
+
+DURATION_BINS = (0.0, 1.0, 5.0, 10.0, 20.0, 30.0, 60.0, math.inf)
+"""Edges in seconds; models that take ten seconds treat what is longer in ways of their own."""
 
 _COLLAPSED_COSINE = 0.999
+_NEARLY_EQUAL_COSINE = 0.99
 
 
 @dataclass(frozen=True)
@@ -89,3 +100,114 @@ def verify_store(store: Store) -> list[FeatureReport]:
             )
         )
     return reports
+
+
+@dataclass(frozen=True)
+class DurationRow:
+    """How near the vectors of two feature files are, for clips of some durations.
+
+    The cosines' statistics are NaN where no clip has both vectors. A vector of zeros has
+    cosine 0 with any other.
+
+    Attributes:
+        low: clips are longer than this, in seconds; NaN for clips of unknown duration.
+        high: and at most this long, in seconds; NaN for clips of unknown duration.
+        n: clips with a vector in both files.
+        n_missing: clips without a vector in the first file.
+        n_missing_against: clips without a vector in the second; a clip may lack both.
+        mean: mean cosine.
+        percentile_5: cosine that one clip in twenty does not reach.
+        minimum: lowest cosine.
+        share_above: share of clips with a cosine above 0.99.
+    """
+
+    low: float
+    high: float
+    n: int
+    n_missing: int
+    n_missing_against: int
+    mean: float
+    percentile_5: float
+    minimum: float
+    share_above: float
+
+
+def compare_stores(
+    store: Store,
+    against: Store,
+    feature: str,
+    against_feature: str,
+    bins: Sequence[float] = DURATION_BINS,
+) -> list[DurationRow]:
+    """Cosines between the vectors of two feature files, clip by clip, by duration.
+
+    Clips are matched by id; those that only the second store knows are left out.
+
+    Args:
+        store: the store whose clips and durations count.
+        against: the other store; may be the same.
+        feature: a feature of the first, see `Store.info`.
+        against_feature: a feature of the second.
+        bins: rising edges in seconds; a clip that is exactly as long as an edge belongs below
+            it (one of zero seconds to the first row).
+
+    Returns:
+        One row a duration range, and a last one for clips of unknown duration or outside the
+        edges if there are any.
+
+    Raises:
+        StoreError: the vectors have different lengths; or a feature is missing (see
+            `Store.info`).
+    """
+    ours = store.features([feature])
+    theirs = against.features([against_feature])
+    ours_matrix, theirs_matrix = ours.arrays[feature], theirs.arrays[against_feature]
+    if ours_matrix.shape[1] != theirs_matrix.shape[1]:
+        raise StoreError(
+            f"{feature} of {store.path} has {ours_matrix.shape[1]} numbers a clip, "
+            f"{against_feature} of {against.path} has {theirs_matrix.shape[1]}; only vectors of "
+            "one model can be compared"
+        )
+    index = {clip: i for i, clip in enumerate(against.clips.ids)}
+    places = np.array([index.get(clip, -1) for clip in store.clips.ids], np.int64)
+    is_missing = ours.is_missing[:, 0]
+    is_missing_against = places < 0
+    known = ~is_missing_against
+    is_missing_against[known] = theirs.is_missing[places[known], 0]
+    both = ~is_missing & ~is_missing_against
+    cosine = np.full(len(places), np.nan)
+    cosine[both] = _cosines(ours_matrix[both], theirs_matrix[places[both]])
+
+    duration = np.asarray(store.clips.duration, np.float64)
+    groups = []
+    for i, (low, high) in enumerate(itertools.pairwise(bins)):
+        is_above = duration >= low if i == 0 else duration > low
+        groups.append((float(low), float(high), is_above & (duration <= high)))
+    rest = ~np.any([inside for _, _, inside in groups], axis=0)
+    if rest.any():
+        groups.append((math.nan, math.nan, rest))
+    rows = []
+    for low, high, inside in groups:
+        values = cosine[inside & both]
+        has_any = len(values) > 0
+        rows.append(
+            DurationRow(
+                low=low,
+                high=high,
+                n=len(values),
+                n_missing=int((inside & is_missing).sum()),
+                n_missing_against=int((inside & is_missing_against).sum()),
+                mean=float(values.mean()) if has_any else math.nan,
+                percentile_5=float(np.percentile(values, 5)) if has_any else math.nan,
+                minimum=float(values.min()) if has_any else math.nan,
+                share_above=float((values > _NEARLY_EQUAL_COSINE).mean()) if has_any else math.nan,
+            )
+        )
+    return rows
+
+
+def _cosines(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Cosine [n] of each row of `a` with the same row of `b`."""
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
+    return np.asarray((wide_a * wide_b).sum(axis=1) / np.maximum(lengths, 1e-24))

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bsdkit.audio import WindowCutter, window_lengths
 from bsdkit.backbones.base import Backbone, BackboneOptions
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.registry import backbone_classes, get_backbone
 from bsdkit.errors import BackboneUnavailable, UnknownBackbone
 from bsdkit.text import get_template
+from tests.backbones.test_beats import tiny_beats
+from tests.backbones.test_clap import tiny_clap, tiny_clap_fusion, tiny_clap_music
+from tests.backbones.test_cp_clap import tiny_cp_clap
+from tests.backbones.test_efficientat import tiny_efficientat
+from tests.backbones.test_hf import (
+    tiny_ast,
+    tiny_hubert,
+    tiny_roberta,
+    tiny_sentence_transformer,
+)
+from tests.backbones.test_m2d import tiny_m2d, tiny_m2d_32k
+from tests.backbones.test_passt import tiny_passt
+from tests.backbones.test_qwen import tiny_qwen2_audio, tiny_qwen3_omni, tiny_qwen25_omni
+from tests.conftest import shared
 
 OPTIONS = BackboneOptions(text_template=get_template("title").describe())
 
@@ -33,54 +48,11 @@ def from_package(name: str) -> Callable[[Path], Backbone]:
     return make
 
 
-def random_passt(folder: Path) -> Backbone:
-    """PaSST at full size with random weights; its own package always downloads the real ones."""
-    try:
-        from hear21passt.models.passt import get_model
-        from hear21passt.models.preprocess import AugmentMelSTFT
-        from hear21passt.wrapper import PasstBasicWrapper
-    except Exception as error:  # torchaudio and torchvision of another build fail in many ways
-        pytest.skip(f"hear21passt cannot be imported here: {type(error).__name__}: {error}")
-    with contextlib.redirect_stdout(io.StringIO()):
-        net = get_model(arch="passt_s_swa_p16_128_ap476", pretrained=False)
-    mel = AugmentMelSTFT(
-        n_mels=128, sr=32_000, win_length=800, hopsize=320, n_fft=1024, freqm=48, timem=192,
-        htk=False, fmin=0.0, fmax=None, norm=1, fmin_aug_range=10, fmax_aug_range=2000,
-    )  # fmt: skip
-    backbone = get_backbone("passt", OPTIONS)
-    backbone.attach(PasstBasicWrapper(mel=mel, net=net, mode="embed_only"), "cpu")  # type: ignore[attr-defined]
+def real_efficientat(folder: Path) -> Backbone:
+    weights = shared("weights", "mn04_as_mAP_432.pt")
+    backbone = get_backbone("efficientat", BackboneOptions(weights=weights))
+    backbone.load("cpu")
     return backbone
-
-
-def tiny_clap(folder: Path) -> Backbone:
-    transformers = pytest.importorskip("transformers")
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "intermediate_size": 16, "vocab_size": 200, "max_position_embeddings": 90}  # fmt: skip
-    audio = {
-        "patch_embeds_hidden_size": 16,
-        "hidden_size": 128,
-        "num_attention_heads": [2, 2, 4, 4],
-    }
-    torch.manual_seed(3)
-    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=24)
-    backbone = get_backbone("clap", OPTIONS)
-    backbone.attach(transformers.ClapModel(config), _characters, "cpu")  # type: ignore[attr-defined]
-    return backbone
-
-
-class _Encoding(dict):  # type: ignore[type-arg]
-    def to(self, device: str) -> _Encoding:
-        return self
-
-
-def _characters(texts: list[str], max_length: int = 77, **_: object) -> _Encoding:
-    """A tokenizer of characters, in the form of transformers' tokenizers."""
-    ids = torch.ones(len(texts), max_length, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, text in enumerate(texts):
-        codes = [2 + ord(c) % 190 for c in text[:max_length]]
-        ids[row, : len(codes)], mask[row, : len(codes)] = torch.tensor(codes), 1
-    return _Encoding(input_ids=ids, attention_mask=mask)
 
 
 def tiny_wav2vec2(folder: Path) -> Backbone:
@@ -151,13 +123,31 @@ def hear_module(folder: Path) -> Backbone:
 
 MAKERS: dict[str, Callable[[Path], Backbone]] = {
     "aisfx": from_package("aisfx"),
-    "minilm": from_package("minilm"),
-    "passt (random)": random_passt,
+    "beats (tiny, random)": tiny_beats,
     "clap (tiny, random)": tiny_clap,
+    "clap-fusion (tiny, random)": tiny_clap_fusion,
+    "clap-music (tiny, random)": tiny_clap_music,
+    "cp-clap (tiny, random)": tiny_cp_clap,
+    "efficientat": real_efficientat,
+    "efficientat-mn10 (narrow, random)": lambda folder: tiny_efficientat(
+        folder, "efficientat-mn10"
+    ),
+    "efficientat (narrow, random)": tiny_efficientat,
+    "hear: (a test's)": hear_module,
+    "hf: ast (tiny, random)": tiny_ast,
+    "hf: bert (tiny, random)": tiny_bert,
+    "hf: hubert (tiny, random)": tiny_hubert,
+    "hf: roberta (tiny, random)": tiny_roberta,
+    "hf: sentence-transformers (tiny, random)": tiny_sentence_transformer,
     "hf: wav2vec2 (tiny, random)": tiny_wav2vec2,
     "hf: whisper (tiny, random)": tiny_whisper,
-    "hf: bert (tiny, random)": tiny_bert,
-    "hear: (a test's)": hear_module,
+    "m2d (tiny, random)": tiny_m2d,
+    "m2d-32k (tiny, random)": tiny_m2d_32k,
+    "minilm": from_package("minilm"),
+    "passt (tiny, random)": tiny_passt,
+    "qwen2-audio (tiny, random)": tiny_qwen2_audio,
+    "qwen2.5-omni (tiny, random)": tiny_qwen25_omni,
+    "qwen3-omni (tiny, random)": tiny_qwen3_omni,
 }
 
 
@@ -166,35 +156,63 @@ def backbone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return MAKERS[request.param](tmp_path_factory.mktemp("model"))
 
 
-def windows(backbone: Backbone, output: str) -> tuple[np.ndarray, np.ndarray]:
-    """Noise, a sine, a short click and silence, as windows with their real lengths."""
-    spec = backbone.spec(output)
-    n = spec.window_samples
+@dataclass(frozen=True)
+class Sample:
+    """What goes into an output: samples at its rate, and a text."""
+
+    name: str
+    audio: np.ndarray
+    text: str
+
+
+def samples(rate: int) -> list[Sample]:
+    """Noise, a sine, a click of 10 ms, no sample at all, silence and a minute; and texts."""
     rng = np.random.default_rng(0)
-    audio = np.zeros((4, n), np.float32)
-    audio[0] = 0.1 * rng.standard_normal(n)
-    audio[1] = 0.5 * np.sin(2 * np.pi * 440 * np.arange(n) / (spec.sample_rate or 1))
-    short = int(0.01 * (spec.sample_rate or 1))
-    audio[2, :short] = 0.9
-    return audio, np.array([n, n, short, n])
+    time = np.arange(3 * rate) / rate
+    return [
+        Sample("noise", 0.1 * rng.standard_normal(2 * rate), "a dog barks"),
+        Sample("sine", 0.5 * np.sin(2 * np.pi * 440 * time), "a piano, softly " * 60),
+        Sample("10 ms", 0.5 * rng.standard_normal(rate // 100), "piano"),
+        Sample("nothing", np.zeros(0), ""),
+        Sample("silence", np.zeros(rate), "\u00fcn\u00efcode \N{DOG} \u72ac"),
+        Sample("a minute", 0.2 * rng.standard_normal(60 * rate), "one minute of noise"),
+    ]
 
 
-def audio_outputs(backbone: Backbone) -> list[str]:
-    return [output for output, kind in backbone.outputs.items() if kind == "audio"]
+def embed_all(backbone: Backbone, output: str, which: Sequence[int]) -> np.ndarray:
+    """Vectors of some samples as extraction makes them, all of one length in one batch."""
+    spec = backbone.spec(output)
+    chosen = [samples(spec.sample_rate or 8000)[i] for i in which]
+    if spec.kind == "text":
+        return backbone.embed_texts([sample.text for sample in chosen])[output]
+    shortest = spec.shortest_seconds and round(spec.shortest_seconds * (spec.sample_rate or 1))
+    lengths = window_lengths(spec.window_samples, shortest)
+    by_length: dict[int, list[tuple[int, np.ndarray, int]]] = {}
+    for row, sample in enumerate(chosen):
+        cutter = WindowCutter(spec.window_samples, spec.hop_samples, spec.padding, lengths)  # type: ignore[arg-type]
+        for cut in (cutter.push(sample.audio.astype(np.float32)), cutter.finish()):
+            for window, n_valid in cut:
+                by_length.setdefault(len(window), []).append((row, window.copy(), n_valid))
+    total = np.zeros((len(chosen), spec.dim))
+    weight = np.zeros(len(chosen))
+    for windows in by_length.values():
+        audio = np.stack([window for _, window, _ in windows])
+        valid = np.array([n for *_, n in windows])
+        if spec.kind == "audio":
+            vectors = backbone.embed(audio, valid)[output]
+        else:
+            texts = [chosen[row].text for row, *_ in windows]
+            vectors = backbone.embed_prompts(audio, valid, texts)[output]
+        assert vectors.shape == (len(windows), spec.dim) and vectors.dtype == np.float32
+        for (row, _, n), vector in zip(windows, vectors, strict=True):
+            total[row] += vector * max(n, 1)
+            weight[row] += max(n, 1)
+    return (total / weight[:, None]).astype(np.float32)
 
 
-def text_outputs(backbone: Backbone) -> list[str]:
-    return [output for output, kind in backbone.outputs.items() if kind == "text"]
-
-
-TEXTS = ["a dog barks", "", "a piano, softly " * 60, "piano", "ünïcode \N{DOG} 犬"]
-
-
-def embed_all(backbone: Backbone, output: str, which: list[int]) -> np.ndarray:
-    if backbone.outputs[output] == "text":
-        return backbone.embed_texts([TEXTS[i] for i in which])[output]
-    audio, valid = windows(backbone, output)
-    return backbone.embed(audio[which], valid[which])[output]
+def everything(backbone: Backbone, output: str) -> list[int]:
+    """All samples; without the minute where windows are long and the model slow."""
+    return list(range(6 if (backbone.spec(output).window_seconds or 0) <= 10 else 5))
 
 
 def test_every_backbone_is_tried_here() -> None:
@@ -202,35 +220,34 @@ def test_every_backbone_is_tried_here() -> None:
     assert {name.rstrip(":") for name in backbone_classes()} == tried
 
 
-def test_shape_type_and_finiteness(backbone: Backbone, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_contract(backbone: Backbone, capfd: pytest.CaptureFixture[str]) -> None:
+    """Dimension, type, finite; the same twice, alone and in any batch; inputs tell apart."""
     for output in backbone.outputs:
-        vectors = embed_all(backbone, output, [0, 1, 2, 3])
         spec = backbone.spec(output)
-        assert vectors.shape == (4, spec.dim) and vectors.dtype == np.float32
-        assert np.isfinite(vectors).all()
-        if spec.kind == "audio":
-            assert spec.sample_rate and spec.window_seconds and spec.hop_seconds
+        which = everything(backbone, output)
+        together = embed_all(backbone, output, which)
+        assert together.shape == (len(which), spec.dim) and np.isfinite(together).all()
+        few = which[:5]  # a minute takes its time
+        assert (embed_all(backbone, output, few) == embed_all(backbone, output, few)).all()
+        scale = max(1.0, float(np.abs(together).max()))
+        for i in which:
+            alone = embed_all(backbone, output, [i])[0]
+            np.testing.assert_allclose(alone, together[i], atol=1e-4 * scale)
+        turned = embed_all(backbone, output, few[::-1])
+        np.testing.assert_allclose(turned, together[few][::-1], atol=1e-4 * scale)
+        # no sample and silence are alike to a model; all else differs
+        pairs = [
+            (i, j) for i in which for j in range(i) if {i, j} != {3, 4} or spec.kind != "audio"
+        ]
+        for i, j in pairs:
+            assert np.abs(together[i] - together[j]).max() > 1e-6, (output, i, j)
     assert capfd.readouterr().out == ""
 
 
-def test_the_same_alone_twice_and_in_any_batch(backbone: Backbone) -> None:
-    for output in backbone.outputs:
-        together = embed_all(backbone, output, [0, 1, 2, 3])
-        again = embed_all(backbone, output, [0, 1, 2, 3])
-        assert (together == again).all()
-        for i in range(4):
-            alone = embed_all(backbone, output, [i])
-            np.testing.assert_allclose(alone[0], together[i], atol=1e-4)
-        turned = embed_all(backbone, output, [3, 1, 0])
-        np.testing.assert_allclose(turned, together[[3, 1, 0]], atol=1e-4)
-
-
-def test_different_inputs_differ(backbone: Backbone) -> None:
-    for output in backbone.outputs:
-        vectors = embed_all(backbone, output, [0, 1, 2, 3])
-        for i in range(4):
-            for j in range(i):
-                assert np.abs(vectors[i] - vectors[j]).max() > 1e-6, (output, i, j)
+def test_it_is_in_eval_mode_and_frozen(backbone: Backbone) -> None:
+    for network in vars(backbone).values():
+        if isinstance(network, torch.nn.Module):
+            assert not any(module.training for module in network.modules())
 
 
 def test_spec_is_plain_and_repeatable(backbone: Backbone) -> None:
@@ -239,6 +256,29 @@ def test_spec_is_plain_and_repeatable(backbone: Backbone) -> None:
         assert spec == backbone.spec(output)
         assert all(isinstance(v, str | int | float) for v in spec.to_dict().values())
         assert "/" not in backbone.feature(output) and ":" not in backbone.feature(output)
+        if spec.kind != "text":
+            assert spec.sample_rate and spec.window_seconds and spec.hop_seconds
+            assert spec.hop_seconds <= spec.window_seconds
+        assert len(spec.weights_sha256) == 64 and spec.compute_dtype == "float32"
+
+
+def checkpoint_names() -> list[str]:
+    return [n for n, cls in backbone_classes().items() if issubclass(cls, CheckpointBackbone)]
+
+
+@pytest.mark.parametrize("name", checkpoint_names())
+def test_a_wrong_weight_file_is_refused(name: str, tmp_path: Path) -> None:
+    page, other = tmp_path / "page.pt", tmp_path / "other.pt"
+    page.write_bytes(b"<!DOCTYPE html><html>Sign in</html>")
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3, 3)}}, other)
+    for path, message in ((page, "web page"), (other, "does not fit|tensor|holds|named")):
+        with pytest.raises(BackboneUnavailable, match=message) as caught:
+            backbone = get_backbone(name, BackboneOptions(weights=path))
+            backbone.wanted = frozenset(o for o, k in backbone.outputs.items() if k == "audio")
+            backbone.load("cpu")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(BackboneUnavailable, match="none"):
+        get_backbone(name, BackboneOptions(weights=tmp_path / "none.pt")).load("cpu")
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
@@ -252,17 +292,3 @@ def test_unknown_names_are_refused_with_the_nearest() -> None:
         get_backbone("hf:x", BackboneOptions(weights=Path("y"))).load("cpu")
     with pytest.raises(BackboneUnavailable, match="no folder /no/such"):
         get_backbone("hf:/no/such/folder").load("cpu")
-
-
-def test_a_tokenizer_of_nothing_is_refused(tmp_path: Path) -> None:
-    # Without its files transformers makes a five-token tokenizer and says nothing.
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ClapConfig(
-        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-                     "intermediate_size": 8, "vocab_size": 50},
-        audio_config={"patch_embeds_hidden_size": 16, "hidden_size": 128,
-                      "num_attention_heads": [2, 2, 4, 4]},
-    )  # fmt: skip
-    transformers.ClapModel(config).save_pretrained(tmp_path)
-    with pytest.raises(BackboneUnavailable, match=r"clap"):
-        get_backbone("clap", BackboneOptions(weights=tmp_path)).load("cpu")

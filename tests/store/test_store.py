@@ -17,9 +17,9 @@ from bsdkit.errors import (
 )
 from bsdkit.store import FAILED, OK, FeatureRows, Store
 from bsdkit.store.feature import feature_path, read_feature, read_info, write_feature
-from bsdkit.store.files import atomic_h5, exclusive_lock, open_h5, read_rows
+from bsdkit.store.files import atomic_h5, file_lock, open_h5, read_rows
 from bsdkit.store.importers import import_npy_folder
-from bsdkit.store.verify import verify_store
+from bsdkit.store.verify import compare_stores, verify_store
 
 SPEC = {"backbone": "x", "window_seconds": 2.0, "dim": 8}
 
@@ -166,12 +166,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
-    with exclusive_lock(tmp_path / "lock", "first"):
+    with file_lock(tmp_path / "lock", "first"):
         # flock is by open file, so a second one in this process behaves like another process
         with pytest.raises(StoreLocked, match=r"second: process \d+ is at it already"):
-            with exclusive_lock(tmp_path / "lock", "second"):
+            with file_lock(tmp_path / "lock", "second"):
                 pass
-    with exclusive_lock(tmp_path / "lock", "third"):
+    with file_lock(tmp_path / "lock", "third"):
         pass
 
 
@@ -231,3 +231,45 @@ def test_states_are_what_the_format_says() -> None:
 def test_open_h5_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file"), open_h5(tmp_path / "no.h5"):
         pass
+
+
+def test_two_stores_are_compared_by_clip_and_duration(tmp_path: Path) -> None:
+    seconds = [0.0, 0.5, 1.0, 9.0, 10.0, 10.5, 100.0, np.nan, np.nan]
+    clips = make_clips(tmp_path, len(seconds))
+    clips = replace(clips, duration=np.array(seconds, np.float32))
+    ids = clips.ids.tolist()
+    ours, theirs = Store.create(tmp_path / "a", clips), Store.create(tmp_path / "b", clips)
+    rows = make_rows(ids, dim=2, dtype="float32")
+    rows.embedding[:] = [3, 0]
+    rows.state[2] = FAILED
+    put(ours, rows, name="x")
+    cosines = np.array([1.0, 0.5, 1.0, 0.995, 0.8, -1.0, 0.0, 0.25, 1.0])
+    other = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32) * 7
+    # in another order, and without the clip of 10 seconds
+    order = [8, 3, 1, 0, 2, 6, 5, 7]
+    put(theirs, replace(make_rows([ids[i] for i in order], 2), embedding=other[order]), name="y")
+    table = compare_stores(ours, theirs, "x", "y")
+    assert [(row.low, row.high) for row in table[:3]] == [(0, 1), (1, 5), (5, 10)]
+    first, _, to_ten, to_twenty = table[:4]
+    assert (first.n, first.n_missing, first.n_missing_against) == (2, 1, 0)
+    assert (first.mean, first.minimum, first.share_above) == pytest.approx((0.75, 0.5, 0.5))
+    assert first.percentile_5 == pytest.approx(0.525)
+    assert (to_ten.n, to_ten.n_missing, to_ten.n_missing_against) == (1, 0, 1)
+    assert to_ten.mean == pytest.approx(0.995, abs=1e-6) and to_ten.share_above == 1
+    assert to_twenty.n == 1 and to_twenty.minimum == pytest.approx(-1)
+    assert table[1].n == 0 and np.isnan(table[1].mean)
+    assert table[-2].high == np.inf and table[-2].mean == pytest.approx(0)
+    assert np.isnan(table[-1].low) and table[-1].n == 2
+    assert sum(row.n + row.n_missing + row.n_missing_against for row in table) == len(ids)
+    same = compare_stores(ours, ours, "x", "x", bins=(0, np.inf))
+    assert same[0].n == 6 and same[0].minimum == pytest.approx(1)
+
+
+def test_vectors_of_other_lengths_are_not_compared(store: Store) -> None:
+    ids = store.clips.ids.tolist()
+    put(store, make_rows(ids, 8), name="x")
+    put(store, make_rows(ids, 6), name="y")
+    with pytest.raises(StoreError, match="x of .* has 8 numbers a clip, y of .* has 6"):
+        compare_stores(store, store, "x", "y")
+    with pytest.raises(IncompleteStore, match="no feature 'z'"):
+        compare_stores(store, store, "x", "z")

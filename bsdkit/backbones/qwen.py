@@ -1,0 +1,658 @@
+"""Audio towers of Qwen's audio language models, and the language model's state for a prompt.
+
+Chu et al., "Qwen2-Audio Technical Report", 2024; Xu et al., "Qwen2.5-Omni Technical Report",
+2025; Xu et al., "Qwen3-Omni Technical Report", 2025. The front end is Whisper's with 128 mel
+bands (Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022,
+section 2.2), computed here on the device.
+
+``encoder`` and ``projector`` need the audio tower alone, so only its tensors are read from the
+sharded checkpoint. ``prompt`` reads the whole model: the language model's last hidden state at
+the last token of a prompt that holds the clip and the text of its metadata. The clip's states
+are put between the tokens of the prompt by hand; no processor is involved, which could take a
+prompt for text alone and say so only in a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bsdkit.backbones.base import (
+    Backbone,
+    BackboneOptions,
+    BackboneSpec,
+    FloatArray,
+    IntArray,
+    Kind,
+    state_digest,
+)
+from bsdkit.backbones.frontends import mel_triangles
+from bsdkit.backbones.qwen_files import ShardedFiles
+from bsdkit.backbones.registry import register
+from bsdkit.errors import BackboneUnavailable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Qwen2Audio", "Qwen3Omni", "Qwen25Omni", "log_mel", "published_network"]
+
+SAMPLE_RATE = 16_000
+WINDOW_SECONDS = 30.0
+WINDOW_SAMPLES = 480_000
+FFT, HOP = 400, 160
+WINDOW_FRAMES = WINDOW_SAMPLES // HOP
+SHORTEST_SECONDS = 1.25
+MAX_TEXT_TOKENS = 512
+INSTALL = "pip install 'transformers>=5'"
+
+_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+_WORDS = "The uploader's text about this sound: {text}\nIn one word, this sound is:"
+# beside the audio tower and the language model in a checkpoint; no output depends on them
+_UNUSED = {"talker", "token2wav", "code2wav", "visual", "lm_head"}
+
+
+def log_mel(audio: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """Whisper's log-mel [batch, mels, frames] of waveforms [batch, samples] at 16 kHz.
+
+    Frame t is centred on sample 160 t; there are ``samples // 160``. The range is cut to eight
+    decades below the row's maximum.
+
+    Args:
+        audio: waveforms, padded with zeros to 30 s, or by 400 samples at least.
+        filters: mel filters [mels, 201].
+    """
+    import torch
+
+    window = torch.hann_window(FFT, device=audio.device, dtype=audio.dtype)
+    spectrum = torch.stft(
+        audio, FFT, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
+    )
+    power = filters @ spectrum[..., :-1].abs().square()
+    decades = power.clamp_min(1e-10).log10()
+    loudest = decades.amax(dim=(1, 2), keepdim=True)
+    return (torch.maximum(decades, loudest - 8) + 4) / 4
+
+
+def halved(n: int, times: int = 1) -> int:
+    """Frames that are left of ``n`` after convolutions of kernel 3, stride 2, padding 1."""
+    for _ in range(times):
+        n = (n + 1) // 2
+    return n
+
+
+def published_network(name: str) -> nn.Module:
+    """The audio tower of a published model, with the projector where that stands apart.
+
+    Args:
+        name: ``qwen2-audio``, ``qwen2.5-omni`` or ``qwen3-omni``.
+    """
+    cls = next(cls for cls in (Qwen2Audio, Qwen25Omni, Qwen3Omni) if cls.name == name)
+    import transformers
+
+    config = getattr(transformers, cls.config_class).from_dict(cls.published)
+    return cls.build_parts(config)
+
+
+class _Qwen(Backbone):
+    """What the three models share: files, front end, pooling, the prompt."""
+
+    outputs: ClassVar[dict[str, Kind]] = {
+        "encoder": "audio",
+        "projector": "audio",
+        "prompt": "prompt",
+    }
+    extra_outputs = frozenset({"prompt"})
+    licence = "Apache-2.0"
+
+    model: ClassVar[str]
+    """Id on the Hugging Face hub."""
+
+    model_types: ClassVar[tuple[str, ...]]
+    """What config.json may call it."""
+
+    config_class: ClassVar[str]
+    model_class: ClassVar[str]
+    """Names in transformers, of the model without its speech output."""
+
+    tower_class: ClassVar[tuple[str, str]]
+    """Module and name of the audio tower."""
+
+    published: ClassVar[dict[str, Any]]
+    """The parts of the published config.json that shape the audio tower and projector."""
+
+    encoder_point: ClassVar[str]
+    projector_point: ClassVar[str]
+    """Where in the network the two audio outputs are read."""
+
+    prompt: ClassVar[str]
+    """The words around ``{audio}``, the clip, and ``{text}``."""
+
+    markers: ClassVar[tuple[str, str, str]]
+    """Tokens that begin a clip, stand for it and end it; each must be one token."""
+
+    least_frames: ClassVar[int]
+    """Mel frames that give one state."""
+
+    def __init__(self, options: BackboneOptions | None = None) -> None:
+        super().__init__(options)
+        self.files = ShardedFiles(self.model, self.options.weights, self.name)
+        self._is_from_files = False
+        self._digests: dict[bool, str] = {}
+
+    def missing(self) -> str:
+        """See `Backbone.missing`; what the hub has is not missing."""
+        if importlib.util.find_spec("transformers") is None:
+            return f"it needs transformers: {INSTALL}"
+        version = importlib.metadata.version("transformers")
+        if int(version.partition(".")[0]) < 5:
+            return f"it needs transformers 5, found {version}: {INSTALL}"
+        folder = self.options.weights
+        if folder is not None and not (folder / "config.json").is_file():
+            return f"{folder} holds no config.json: give a folder with the files of {self.model}"
+        return ""
+
+    @cached_property
+    def _config(self) -> Any:
+        """The config as transformers reads it, which fills in what config.json leaves out."""
+        self.require()
+        path = self.files.find("config.json")
+        if path is None:
+            raise self.files.unavailable("it holds no config.json")
+        facts = json.loads(path.read_text())
+        found = facts.get("model_type")
+        if found not in self.model_types:
+            raise self.files.unavailable(
+                f"config.json is of a {found!r} model, expected {self.model_types[0]!r}"
+            )
+        import transformers
+
+        return getattr(transformers, self.config_class).from_dict(
+            facts.get("thinker_config", facts)
+        )
+
+    @classmethod
+    def build_parts(cls, config: Any) -> nn.Module:
+        """The audio tower by its config, with random weights; ``state_dict`` as in checkpoints."""
+        from torch import nn
+
+        module, name = cls.tower_class
+        parts = nn.Module()
+        parts.audio_tower = getattr(importlib.import_module(module), name)(config.audio_config)
+        return parts
+
+    def _digest(self, is_prompt: bool) -> str:
+        """Hex digest of the tensors that an output depends on; the same on every device."""
+        if is_prompt in self._digests:
+            return self._digests[is_prompt]
+        if self.device and not self._is_from_files:
+            modules = [self._tower, self._projector, self._language_model if is_prompt else None]
+            joined = "".join(state_digest(module) for module in modules if module is not None)
+            self._digests[is_prompt] = hashlib.sha256(joined.encode()).hexdigest()
+        else:
+            self._digests[is_prompt] = self.files.digest(_used_name if is_prompt else _tower_name)
+        return self._digests[is_prompt]
+
+    def load(self, device: str) -> None:
+        """See `Backbone.load`."""
+        config = self._config  # says what is missing
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        # Half precision on a GPU is held in half the memory; elsewhere autocast needs float32.
+        is_half = self.options.precision != "float32" and not device.startswith("cpu")
+        dtype = getattr(torch, self.options.precision) if is_half else torch.float32
+        tokenizer = None
+        if "prompt" in self.wanted:
+            model, tokenizer = self._load_all(config, dtype)
+        else:
+            model = self._load_tower(config, dtype)
+        self.attach(model, tokenizer, device)
+        self._is_from_files = True
+
+    def _load_tower(self, config: Any, dtype: torch.dtype) -> nn.Module:
+        """The audio tower and projector, from their own tensors alone.
+
+        Raises:
+            BackboneUnavailable: the files hold others; the message names the first.
+        """
+        import torch
+
+        state = dict(self.files.tensors(_tower_name))
+        with torch.device("meta"):
+            parts = self.build_parts(config)
+        expected = {name: tuple(tensor.shape) for name, tensor in parts.state_dict().items()}
+        for name in sorted(expected.keys() | state.keys()):
+            found = tuple(state[name].shape) if name in state else None
+            if found != expected.get(name):
+                raise self.files.unavailable(
+                    f"{name} is {found or 'not there'}, expected {expected.get(name, 'none')}"
+                )
+        module, name = self.tower_class
+        prefix = "audio_tower."
+        # transformers also restores the constants that no checkpoint holds
+        parts.audio_tower = getattr(importlib.import_module(module), name).from_pretrained(
+            None,
+            config=config.audio_config,
+            state_dict={k.removeprefix(prefix): v for k, v in state.items() if prefix in k},
+            dtype=dtype,
+        )
+        rest = {k: v.to(dtype) for k, v in state.items() if prefix not in k}
+        parts.load_state_dict(rest, strict=False, assign=True)
+        return parts
+
+    def _load_all(self, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
+        """The whole model without its speech output and language head, and its tokenizer.
+
+        Raises:
+            BackboneUnavailable: it cannot be loaded, or a tensor is missing.
+        """
+        import transformers
+
+        source = str(self.options.weights or self.model)
+        try:
+            model, report = getattr(transformers, self.model_class).from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        except Exception as error:
+            raise self.files.unavailable(error) from None
+        lacking = sorted(
+            name
+            for name in [*report["missing_keys"], *(k[0] for k in report["mismatched_keys"])]
+            if _used_name(name)
+        )
+        if lacking:
+            raise self.files.unavailable(f"{lacking[0]} is not there or of another shape")
+        return model.model, tokenizer
+
+    def attach(self, model: Any, tokenizer: Any, device: str) -> None:
+        """Takes a model as it is.
+
+        Args:
+            model: has ``audio_tower``, for Qwen2-Audio ``multi_modal_projector``, and for
+                prompts ``language_model``; the rest of it is not kept.
+            tokenizer: the language model's, or None without prompts.
+            device: where to run.
+        """
+        import torch
+
+        def take(name: str) -> Any:
+            module = getattr(model, name, None)
+            return None if module is None else module.eval().requires_grad_(False).to(device)
+
+        self._tower, self._projector = take("audio_tower"), take("multi_modal_projector")
+        self._language_model: Any = None
+        if tokenizer is not None:
+            self._check_tokenizer(tokenizer, int(model.config.audio_token_id))
+            self._language_model = take("language_model")
+        self._tokenizer = tokenizer
+        filters = mel_triangles(
+            int(self._tower.config.num_mel_bins), FFT, SAMPLE_RATE, 0.0, 8000.0,
+            scale="slaney", norm="slaney",
+        )  # fmt: skip
+        self._filters = torch.tensor(filters, dtype=torch.float32, device=device)
+        self._is_from_files = False
+        self._digests = {}
+        self.device = device
+
+    def _check_tokenizer(self, tokenizer: Any, audio_token: int) -> None:
+        """Raises BackboneUnavailable unless the markers are tokens of it.
+
+        Offline, transformers makes an empty tokenizer of a missing one and says nothing.
+        """
+        for marker in self.markers:
+            ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
+            is_clip = marker == self.markers[1]
+            if len(ids) != 1 or (is_clip and ids[0] != audio_token):
+                raise self.files.unavailable(
+                    f"its tokenizer makes {list(ids)} of {marker}, expected "
+                    f"{[audio_token] if is_clip else 'one token'}: its files are missing or "
+                    "another model's"
+                )
+
+    def _width(self, output: str) -> int:
+        """Length of an embedding, from the network or config.json."""
+        if output == "prompt":
+            if self.device and self._language_model is not None:
+                return int(self._language_model.config.hidden_size)
+            return int(self._config.text_config.hidden_size)
+        if output == "encoder":
+            config = self._tower.config if self.device else self._config.audio_config
+            return int(config.d_model)
+        return self._projector_width()
+
+    def _projector_width(self) -> int:
+        config = self._tower.config if self.device else self._config.audio_config
+        return int(config.output_dim)
+
+    def spec(self, output: str) -> BackboneSpec:
+        """See `Backbone.spec`."""
+        kind = self.outputs[self.output_named(output)]
+        is_prompt = kind == "prompt"
+        points = {
+            "encoder": self.encoder_point,
+            "projector": self.projector_point,
+            "prompt": "language model, after its last layer and norm",
+        }
+        pooling = "last token" if is_prompt else "mean of states with real samples"
+        return BackboneSpec(
+            backbone=self.name,
+            output=output,
+            kind=kind,
+            dim=self._width(output),
+            weights=self.options.weights.name if self.options.weights else self.model,
+            weights_sha256=self._digest(is_prompt),
+            version=1,
+            layer=points[output],
+            pooling=f"{pooling}; windows by mean weighted by samples",
+            dtype=self.options.dtype,
+            compute_dtype=self.options.precision,
+            sample_rate=SAMPLE_RATE,
+            gain="none",
+            window_seconds=WINDOW_SECONDS,
+            hop_seconds=WINDOW_SECONDS,
+            padding="zeros",
+            shortest_seconds=self._shortest_seconds(),
+            prompt=self.prompt if is_prompt else None,
+            text_template=self.options.text_template if is_prompt else None,
+            max_tokens=MAX_TEXT_TOKENS if is_prompt else None,
+        )
+
+    def _shortest_seconds(self) -> float | None:
+        return SHORTEST_SECONDS
+
+    def embed(self, audio: FloatArray, valid: IntArray) -> dict[str, FloatArray]:
+        """See `Backbone.embed`."""
+        import torch
+
+        rows = self._states(audio, valid)
+        return {
+            "encoder": torch.stack([row.float().mean(0) for row, _ in rows]).cpu().numpy(),
+            "projector": torch.stack([row.float().mean(0) for _, row in rows]).cpu().numpy(),
+        }
+
+    def _states(
+        self, audio: FloatArray, valid: IntArray
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """States [n, d_model] before and [n, dim] after the projector, by window.
+
+        A window has as many as its real samples fill, so the lengths differ.
+        """
+        import torch
+
+        # all frames that see a sample count for the row's maximum, not only those centred on one
+        n_padded = min(WINDOW_SAMPLES, audio.shape[1] + 2 * FFT)
+        with torch.inference_mode():
+            waveform = torch.from_numpy(audio).to(self.device)
+            waveform = torch.nn.functional.pad(
+                waveform, (0, max(n_padded, self._least_samples()) - audio.shape[1])
+            )
+            mel = log_mel(waveform, self._filters)
+        # frames are centred on samples 0, 160, ...: those centred on a real one
+        n_frames = [max(self.least_frames, -(-int(n) // HOP)) for n in valid]
+        with self.forward():
+            return self._run_tower(mel, n_frames)
+
+    def _least_samples(self) -> int:
+        return 0
+
+    def _run_tower(
+        self, mel: torch.Tensor, n_frames: list[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """See `_states`; log-mel [batch, mels, frames] of which each row has its own number."""
+        raise NotImplementedError
+
+    def embed_prompts(
+        self, audio: FloatArray, valid: IntArray, texts: Sequence[str]
+    ) -> dict[str, FloatArray]:
+        """See `Backbone.embed_prompts`."""
+        import torch
+
+        if self._language_model is None:
+            raise BackboneUnavailable(
+                f"{self.name} was loaded without its language model: add 'prompt' to `wanted` "
+                "before `load`"
+            )
+        before, _, after = self.prompt.partition("{audio}")
+        words, _, end = after.partition("{text}")
+        rows = []
+        with self.forward():
+            states = [projected for _, projected in self._states(audio, valid)]
+            head, middle, tail = (self._embedded(self._ids(part)) for part in (before, words, end))
+            for clip, text in zip(states, texts, strict=True):
+                # what looks like a token of the model's own must stay text
+                ids = self._ids(text.replace("<|", "< |"))[:MAX_TEXT_TOKENS]
+                clip = clip.to(head.dtype)
+                rows.append(torch.cat([head, clip, middle, self._embedded(ids), tail]))
+            # what follows the last token of a row is not seen by it: attention looks back only
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+            hidden = self._language_model(inputs_embeds=padded, use_cache=False).last_hidden_state
+            last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+            vectors = hidden[torch.arange(len(rows), device=hidden.device), last]
+            return {"prompt": vectors.float().cpu().numpy()}
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _embedded(self, ids: list[int]) -> torch.Tensor:
+        """Token embeddings [n, hidden]."""
+        import torch
+
+        table = self._language_model.get_input_embeddings()
+        embedded: torch.Tensor = table(torch.tensor(ids, dtype=torch.long, device=self.device))
+        return embedded
+
+
+def _tower_name(key: str) -> str | None:
+    """A tensor's name in the audio tower or projector, whatever stands before that in the file."""
+    for part in ("audio_tower.", "multi_modal_projector."):
+        if part in key:
+            return part + key.partition(part)[2]
+    return None
+
+
+def _used_name(key: str) -> str | None:
+    """A tensor's name, unless no output depends on it."""
+    return None if _UNUSED & set(key.split(".")) else _tower_name(key) or key
+
+
+@register("qwen2-audio")
+class Qwen2Audio(_Qwen):
+    """Qwen2-Audio 7B, the model that is not tuned for chat.
+
+    Its tower takes 3000 mel frames whatever the clip's length; padding is kept from
+    attention and from the mean.
+    """
+
+    summary = "audio tower of a language model"
+    fetches = (
+        "the shards of Qwen/Qwen2-Audio-7B that hold its audio tower, for `prompt` all (17 GB), "
+        "from the Hugging Face hub"
+    )
+    parameters = 642.2
+    gigaflops = 2281.6
+    model = "Qwen/Qwen2-Audio-7B"
+    model_types = ("qwen2_audio",)
+    config_class = "Qwen2AudioConfig"
+    model_class = "Qwen2AudioForConditionalGeneration"
+    tower_class = ("transformers.models.qwen2_audio.modeling_qwen2_audio", "Qwen2AudioEncoder")
+    published: ClassVar[dict[str, Any]] = {
+        "audio_config": {"model_type": "qwen2_audio_encoder", "d_model": 1280,
+                         "encoder_layers": 32, "encoder_attention_heads": 20,
+                         "encoder_ffn_dim": 5120},
+        "text_config": {"model_type": "qwen2", "hidden_size": 4096},
+    }  # fmt: skip
+    encoder_point = "audio tower, after average pooling by 2 and the final layer norm"
+    projector_point = "multi-modal projector (width of the language model)"
+    prompt = "<|audio_bos|>{audio}<|audio_eos|>" + _WORDS
+    markers = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
+    least_frames = 3
+
+    @classmethod
+    def build_parts(cls, config: Any) -> nn.Module:
+        """The audio tower and the projector; see `_Qwen.build_parts`."""
+        from torch import nn
+
+        parts = super().build_parts(config)
+        width = config.audio_config.d_model
+        parts.multi_modal_projector = nn.Module()
+        parts.multi_modal_projector.linear = nn.Linear(width, config.text_config.hidden_size)
+        return parts
+
+    def _projector_width(self) -> int:
+        if self.device:
+            return int(self._projector.linear.out_features)
+        return int(self._config.text_config.hidden_size)
+
+    def _shortest_seconds(self) -> float | None:
+        return None
+
+    def _least_samples(self) -> int:
+        return WINDOW_SAMPLES
+
+    def _run_tower(
+        self, mel: torch.Tensor, n_frames: list[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        lengths = torch.tensor([halved(n) for n in n_frames], device=mel.device)
+        positions = torch.arange(halved(WINDOW_FRAMES), device=mel.device)
+        mask = (positions < lengths[:, None])[:, None, None, :]  # [batch, 1, 1, 1500]
+        states = self._tower(mel, attention_mask=mask).last_hidden_state
+        projected = self._projector.linear(states)
+        n_states = [halved(n) // 2 for n in n_frames]
+        return [(states[i, :n], projected[i, :n]) for i, n in enumerate(n_states)]
+
+
+class _Omni(_Qwen):
+    """What the two Omni models share: windows of any length, side by side in one sequence."""
+
+    prompt = (
+        _SYSTEM + "<|im_start|>user\n<|audio_bos|>{audio}<|audio_eos|>" + _WORDS + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    markers = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
+
+    def _n_states(self, n_frames: int) -> int:
+        """States of a window with that many mel frames."""
+        raise NotImplementedError
+
+    def _run_tower(
+        self, mel: torch.Tensor, n_frames: list[int]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        # A window is cut into chunks that are padded to the longest one of the call, and the
+        # convolutions see that padding. Windows with a whole chunk have the same longest one
+        # alone or together; shorter ones only beside others of their own length.
+        chunk = 2 * int(self._tower.config.n_window)
+        groups: dict[int, list[int]] = defaultdict(list)
+        for row, n in enumerate(n_frames):
+            groups[min(n, chunk)].append(row)
+        result: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for rows in groups.values():
+            packed = torch.cat([mel[row, :, : n_frames[row]] for row in rows], dim=1)
+            lengths = torch.tensor([n_frames[row] for row in rows], device=mel.device)
+            before, after = self._run_packed(packed, lengths)
+            sizes = [self._n_states(n_frames[row]) for row in rows]
+            pairs = zip(torch.split(before, sizes), torch.split(after, sizes), strict=True)
+            result.update(zip(rows, pairs, strict=True))
+        return [result[row] for row in range(len(n_frames))]
+
+    def _run_packed(
+        self, packed: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [n, d_model] after ``ln_post`` and [n, output_dim] at the end of the tower.
+
+        Args:
+            packed: log-mel [mels, frames] of all windows, one after the other.
+            lengths: frames of each.
+        """
+        normed: list[torch.Tensor] = []
+        hook = self._tower.ln_post.register_forward_hook(
+            lambda module, inputs, output: normed.append(output)
+        )
+        try:
+            states = self._tower(packed, feature_lens=lengths).last_hidden_state
+        finally:
+            hook.remove()
+        return normed[0], states
+
+
+@register("qwen2.5-omni")
+class Qwen25Omni(_Omni):
+    """The thinker of Qwen2.5-Omni 7B; attention within chunks of two seconds."""
+
+    summary = "audio tower of a language model"
+    fetches = (
+        "the shards of Qwen/Qwen2.5-Omni-7B that hold its audio tower, for `prompt` all (22 GB), "
+        "from the Hugging Face hub"
+    )
+    parameters = 639.6
+    gigaflops = 645.5
+    model = "Qwen/Qwen2.5-Omni-7B"
+    model_types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
+    config_class = "Qwen2_5OmniThinkerConfig"
+    model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
+    tower_class = (
+        "transformers.models.qwen2_5_omni.modeling_qwen2_5_omni",
+        "Qwen2_5OmniAudioEncoder",
+    )
+    published: ClassVar[dict[str, Any]] = {
+        "audio_config": {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
+                         "encoder_ffn_dim": 5120, "output_dim": 3584, "n_window": 100},
+    }  # fmt: skip
+    encoder_point = "audio tower, after average pooling by 2 and ln_post, before proj"
+    projector_point = "audio tower, after proj (width of the language model)"
+    least_frames = 3
+
+    def _n_states(self, n_frames: int) -> int:
+        return halved(n_frames) // 2
+
+
+@register("qwen3-omni")
+class Qwen3Omni(_Omni):
+    """The thinker of Qwen3-Omni 30B-A3B; convolutions within chunks of one second."""
+
+    summary = "audio tower of a language model"
+    fetches = (
+        "the shards of Qwen/Qwen3-Omni-30B-A3B-Instruct that hold its audio tower, for `prompt` "
+        "all (70 GB), from the Hugging Face hub"
+    )
+    parameters = 647.9
+    gigaflops = 211.2
+    model = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
+    model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
+    config_class = "Qwen3OmniMoeThinkerConfig"
+    model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"
+    tower_class = (
+        "transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe",
+        "Qwen3OmniMoeAudioEncoder",
+    )
+    published: ClassVar[dict[str, Any]] = {
+        "audio_config": {"d_model": 1280, "encoder_layers": 32, "encoder_attention_heads": 20,
+                         "encoder_ffn_dim": 5120, "output_dim": 2048, "n_window": 50,
+                         "n_window_infer": 800, "downsample_hidden_size": 480},
+    }  # fmt: skip
+    encoder_point = "audio tower, after ln_post, before proj1"
+    projector_point = "audio tower, after proj2 (width of the language model)"
+    prompt = (
+        "<|im_start|>user\n<|audio_start|>{audio}<|audio_end|>" + _WORDS + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    markers = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>")
+    least_frames = 1
+
+    def _n_states(self, n_frames: int) -> int:
+        chunk = 2 * int(self._tower.config.n_window)
+        return n_frames // chunk * halved(chunk, 3) + halved(n_frames % chunk, 3)

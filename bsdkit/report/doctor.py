@@ -1,0 +1,122 @@
+"""What is ready on this machine and, for each backbone that is not, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from bsdkit.backbones.base import Backbone
+from bsdkit.backbones.checkpoint import weights_folder
+from bsdkit.errors import BackboneError
+
+__all__ = ["Diagnosis", "diagnose", "free_bytes", "print_doctor"]
+
+_PACKAGES = (
+    "torch", "numpy", "h5py", "soundfile", "soxr", "scikit-learn", "lightgbm", "optuna",
+    "transformers", "safetensors", "ray", "universal-pathlib", "hear21passt", "laion-clap",
+)  # fmt: skip
+_BYTES_A_PARAMETER = 4
+_ROOM = 1.5
+"""How much of its weights a model needs in all: the weights, and what a batch makes."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The state of one backbone.
+
+    Attributes:
+        name: the backbone.
+        state: ``ready``, ``to fetch``, ``missing package``, ``missing weights`` or ``too
+            little memory``; ``takes a name`` for the open ones.
+        advice: what there is, or what to do.
+    """
+
+    name: str
+    state: str
+    advice: str
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether `bsdkit extract` can start with it, given a network where it has to fetch."""
+        return self.state in ("ready", "to fetch", "takes a name")
+
+
+def free_bytes(device: str) -> int:
+    """Memory that a model could have: of the GPU, or of the machine."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def diagnose(classes: Mapping[str, type[Backbone]], device: str = "cpu") -> list[Diagnosis]:
+    """The state of every backbone, in the order of the names."""
+    free = free_bytes(device)
+    return [_diagnose(name, cls, free, device) for name, cls in classes.items()]
+
+
+def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnosis:
+    if name.endswith(":"):
+        return Diagnosis(name, "takes a name", f"say {name}NAME; {cls.summary}")
+    try:
+        backbone = cls()
+        missing = backbone.missing()
+    except BackboneError as error:
+        return Diagnosis(name, "missing package", str(error))
+    if missing:
+        is_package = "pip install" in missing
+        return Diagnosis(name, "missing package" if is_package else "missing weights", missing)
+    needed = int((cls.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
+    if needed > free:
+        return Diagnosis(
+            name,
+            "too little memory",
+            f"it needs about {needed / 1e9:.1f} GB on {device}, {free / 1e9:.1f} GB are free; "
+            "close other programs, or use a larger machine",
+        )
+    state = backbone.weight_state()
+    is_here = not state.startswith("fetches")
+    return Diagnosis(name, "ready" if is_here else "to fetch", state)
+
+
+def print_doctor(console: Console, classes: Mapping[str, type[Backbone]], device: str) -> bool:
+    """Prints the machine, the packages and the state of each backbone; returns if all is well."""
+    import torch
+
+    console.print(
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} processors, {free_bytes('cpu') / 1e9:.1f} GB of memory free"
+    )
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            free = torch.cuda.mem_get_info(i)[0]
+            console.print(f"cuda:{i} {torch.cuda.get_device_name(i)}, {free / 1e9:.1f} GB free")
+    else:
+        console.print(f"no CUDA device that torch {torch.__version__} can use")
+    versions = []
+    for package in _PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} -")
+    console.print("  ".join(versions))
+    console.print(f"weight files are kept in {weights_folder()} (BSDKIT_WEIGHTS changes that)")
+    diagnoses = diagnose(classes, device)
+    width = max(len(diagnosis.name) for diagnosis in diagnoses)
+    for diagnosis in diagnoses:
+        style = {"ready": "green", "to fetch": "cyan"}.get(diagnosis.state, "yellow")
+        console.print(f"{diagnosis.name:{width}}  {diagnosis.state}", style=style)
+        if diagnosis.advice:
+            console.print(f"{'':{width}}    {diagnosis.advice}")
+    return all(diagnosis.is_usable for diagnosis in diagnoses)
