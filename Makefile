@@ -61,6 +61,7 @@ starter: setup ## build the starter sounds and embed them into cache/starter and
 	$(BIN)/bsdkit starter data/starter
 	$(BIN)/bsdkit starter data/starter-noisy --manifest recipes/starter/noisy.csv
 	$(BIN)/bsdkit extract --data data/starter
+	$(BIN)/bsdkit extract --data data/starter --backbone efficientat. --compress
 	$(BIN)/bsdkit extract --data data/starter-noisy
 
 clean: ## remove what can be made again, but no data, store or run

@@ -121,7 +121,7 @@ def extract_command(
         str,
         typer.Option(
             help="One name or several with commas, decoded in one pass; see 'bsdkit backbones'. "
-            "passt.logits names one output."
+            "passt.logits names one output, efficientat. the nameless one alone."
         ),
     ] = "aisfx,minilm",
     store: StoreOption = None,
@@ -141,6 +141,9 @@ def extract_command(
     ] = "float32",
     keep_segments: Annotated[
         bool, typer.Option("--keep-segments", help="Store every window's vector too.")
+    ] = False,
+    compress: Annotated[
+        bool, typer.Option("--compress", help="Smaller files without loss, slower to read.")
     ] = False,
     taxonomy: TaxonomyOption = "bst",
     shard: Annotated[
@@ -185,6 +188,7 @@ def extract_command(
             batch_seconds=batch_seconds,
             n_decoders=decoders,
             keep_segments=keep_segments,
+            is_compressed=compress,
             work=WorkSlice.parse(shard) if shard else None,
         ),
         engine=RayEngine(ray_address, ray_workers) if engine == "ray" else None,

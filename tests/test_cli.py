@@ -210,6 +210,39 @@ def test_store_commands(extracted: Path, tmp_path: Path) -> None:
     assert Store(copy).features(["clap-fusion.audio"]).is_missing.sum() == 0
 
 
+def test_two_machines_and_a_merge(extracted: Path, sounds: Path, tmp_path: Path) -> None:
+    options = ["--backbone", "minilm", "--data", sounds, "--shard-clips", 20]
+    stores = [tmp_path / "one", tmp_path / "two"]
+    for i, store in enumerate(stores, start=1):
+        done = bsdkit("extract", *options, "--store", store, "--shard", f"{i}/2")
+        assert done.returncode == 0, done.stderr
+        assert "left to other shards" in done.stderr
+    assert "clips are in no shard" in one_line(bsdkit("store", "merge", stores[0]))
+    merged = bsdkit("store", "merge", tmp_path / "whole", *stores)
+    assert merged.returncode == 0 and "clips, each once" in merged.stdout, merged.stderr
+    compare = bsdkit(
+        "store", "verify", tmp_path / "whole", "--against", extracted, "--feature", "minilm"
+    )
+    assert compare.returncode == 0 and "100.0 %" in compare.stdout, compare.stderr
+    (ours,) = (tmp_path / "whole").glob("minilm-*.h5")
+    (theirs,) = extracted.glob("minilm-*.h5")
+    assert ours.name == theirs.name
+    assert read_feature(ours).ids.tolist() == read_feature(theirs).ids.tolist()
+
+
+def test_backbones_and_doctor_say_what_to_do() -> None:
+    listed = bsdkit("backbones")
+    assert listed.returncode == 0
+    for name in ("beats", "clap-fusion", "m2d", "qwen2.5-omni", "NTT"):
+        assert name in listed.stdout
+    said = bsdkit("doctor")
+    assert said.returncode == 0
+    assert "missing weights" in said.stdout and "beats_iter3plus_as2m.pt" in said.stdout
+    assert "899a8c62" in said.stdout or "mn04_as_mAP_432.pt" in said.stdout
+    wrong = bsdkit("extract", "--backbone", "passt.nothing", "--data", ROOT)
+    assert "passt has no output 'nothing'" in one_line(wrong)
+
+
 def test_a_recipe_that_cannot_run_says_why(extracted: Path, tmp_path: Path) -> None:
     runs = ("--runs", tmp_path / "runs")
     path = recipe(tmp_path, extracted)

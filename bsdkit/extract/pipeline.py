@@ -55,6 +55,7 @@ class ExtractionSettings:
         n_decoders: clips decoded at a time; None for one a processor.
         use_processes: whether decoders are processes; None for: on a GPU machine.
         keep_segments: whether the windows' own vectors are stored beside the clips'.
+        is_compressed: whether the finished file is compressed, without loss.
         work: the part of the shards to do; None for all, and the merge.
     """
 
@@ -64,6 +65,7 @@ class ExtractionSettings:
     n_decoders: int | None = None
     use_processes: bool | None = None
     keep_segments: bool = False
+    is_compressed: bool = False
     work: WorkSlice | None = None
 
     @property
@@ -183,7 +185,7 @@ def extract(
         for job in jobs:
             for output in job.folders:
                 report = reports[id(job), output]
-                _finish(job, output, clips, report, provenance, started)
+                _finish(job, output, clips, settings, report, provenance, started)
         stages.write += time.perf_counter() - clock
     stages.seconds = time.perf_counter() - started
     order = {feature: i for i, (feature, _) in enumerate(folders)}
@@ -194,6 +196,7 @@ def _finish(
     job: Job,
     output: str,
     clips: Clips,
+    settings: ExtractionSettings,
     report: ExtractionReport,
     provenance: dict[str, object],
     started: float,
@@ -222,7 +225,7 @@ def _finish(
     parts = ([kept] if kept is not None and len(kept) else []) + fresh
     seconds = round(time.perf_counter() - started, 3)
     facts = {**provenance, "seconds": seconds, "n_embedded": report.n_embedded}
-    folder.merge(parts, clips.ids, facts)
+    folder.merge(parts, clips.ids, facts, is_compressed=settings.is_compressed)
     folder.remove_folder()
 
 

@@ -185,8 +185,10 @@ def write_feature(
         file.attrs["bsdkit_version"] = __version__
         file.attrs["provenance"] = json.dumps(dict(provenance), sort_keys=True)
         file.attrs["checksum"] = rows.checksum()
-        write_strings(file, "row", rows.ids.tolist())
-        write_strings(file, "source_sha256", rows.source_sha256.tolist())
+        write_strings(file, "row", rows.ids.tolist(), is_compressed=is_compressed)
+        write_strings(
+            file, "source_sha256", rows.source_sha256.tolist(), is_compressed=is_compressed
+        )
         write_texts(file, "reason", rows.reasons.tolist())
         file.create_dataset("state", data=rows.state)
         _write_matrix(file, "embedding", rows.embedding, is_compressed)

@@ -176,11 +176,14 @@ def remove_tree(folder: Path) -> None:
         folder.fs.rm(folder.path, recursive=True)  # type: ignore[attr-defined]
 
 
-def write_strings(group: h5py.Group, name: str, values: Sequence[str]) -> None:
+def write_strings(
+    group: h5py.Group, name: str, values: Sequence[str], *, is_compressed: bool = False
+) -> None:
     """Writes short strings [n] as fixed-width UTF-8, which reads as one block."""
     encoded = [value.encode() for value in values]
     width = max([1, *map(len, encoded)])
-    dataset = group.create_dataset(name, data=np.array(encoded, f"S{width}"))
+    filters = {"compression": "gzip"} if is_compressed and encoded else {}
+    dataset = group.create_dataset(name, data=np.array(encoded, f"S{width}"), **filters)
     dataset.attrs["encoding"] = "utf-8"
 
 
