@@ -40,6 +40,19 @@ def bsdkit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
     )
 
 
+def bsdkit_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in this process: for what is refused, which needs no fresh one."""
+    from typer.testing import CliRunner
+
+    from bsdkit.cli import app
+
+    words = list(map(str, arguments))
+    result = CliRunner().invoke(app, words)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.fixture(scope="session")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some 85 real sounds of three small Debian packages, in BSD layout."""

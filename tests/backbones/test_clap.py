@@ -183,7 +183,6 @@ def test_class_facts_are_those_of_the_published_network(cls: type[Clap]) -> None
         network = published_network(cls.architecture)
     n_parameters = sum(p.numel() for p in network.parameters())
     assert cls.parameters == round(n_parameters / 1e6, 1)
-    assert f"{int(cls.parameters + 0.1)} M parameters" in cls.summary
 
 
 # -- the reference's tiny model with fusion
