@@ -16,8 +16,7 @@
     |   `-- StoreLocked                 another process is writing this feature
     |-- BackboneError                   a backbone that cannot be used
     |   |-- UnknownBackbone (KeyError)  no backbone has this name
-    |   |-- BackboneUnavailable         its package or its weights are missing
-    |   `-- NonFiniteEmbedding          it gave NaN or infinity
+    |   `-- BackboneUnavailable         its package or its weights are missing
     |-- DeviceError                     a device that torch cannot use
     |-- HeadError (ValueError)          a head that cannot be made or fitted
     `-- RecipeError (ValueError)        a recipe that cannot be run
@@ -43,7 +42,6 @@ __all__ = [
     "HeadError",
     "IncompleteStore",
     "MissingAudio",
-    "NonFiniteEmbedding",
     "RecipeError",
     "SplitError",
     "StaleStore",
@@ -127,10 +125,6 @@ class UnknownBackbone(BackboneError, KeyError):
 
 class BackboneUnavailable(BackboneError):
     """The package or the weights of a backbone are missing."""
-
-
-class NonFiniteEmbedding(BackboneError):
-    """A backbone returned NaN or infinity."""
 
 
 class DeviceError(BsdkitError):

@@ -26,7 +26,15 @@ def as_location(place: Path | str) -> Path:
     if text.startswith(("file://", "local://")):
         return Path(text.partition("://")[2])
     protocol = text.partition("://")[0]
-    package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+    package = {
+        "http": "requests aiohttp",
+        "https": "requests aiohttp",
+        "s3": "s3fs",
+        "gs": "gcsfs",
+        "gcs": "gcsfs",
+        "az": "adlfs",
+        "abfs": "adlfs",
+    }
     needed = package.get(protocol, "fsspec")
     try:
         from upath import UPath

@@ -268,8 +268,10 @@ class Backbone(ABC):
             UnknownBackbone: the backbone has no such output.
         """
         if output not in self.outputs:
+            names = {f"{self.identity}.{known}" for known in self.outputs}
             raise UnknownBackbone(
-                f"{self.identity} has no output {output!r}: {nearest(output, self.outputs)}"
+                f"{self.identity} has no output {output!r}: "
+                f"{nearest(f'{self.identity}.{output}', names)}"
             )
         return output
 

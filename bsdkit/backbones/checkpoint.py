@@ -7,9 +7,9 @@ another name, resumed where the server allows it, checked, and only then renamed
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import os
-import pickle
 import urllib.error
 import urllib.request
 from abc import abstractmethod
@@ -91,12 +91,19 @@ def fetch(file: WeightFile, progress: Callable[[int, int], None] | None = None) 
         return path
     if not file.url:
         raise BackboneUnavailable(f"{file.name} has no direct link: {file.instructions()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(path.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: wait, then look again
+        return path if path.is_file() else _fetch(file, progress)
+
+
+def _fetch(file: WeightFile, progress: Callable[[int, int], None] | None) -> Path:
+    path = file.path
     part = path.with_name(path.name + ".part")
     problem = ""
     for _ in range(_TRIES):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _download(file.url, part, progress)
+            _download(file, part, progress)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code == 416:
                 part.unlink(missing_ok=True)  # what we have is not a beginning of what they have
@@ -107,26 +114,42 @@ def fetch(file: WeightFile, progress: Callable[[int, int], None] | None = None) 
             part.unlink()
             continue
         os.replace(part, path)
+        _validator(part).unlink(missing_ok=True)
         return path
     raise BackboneUnavailable(
         f"{file.name} cannot be fetched from {file.url}: {problem}; {file.instructions()}"
     )
 
 
-def _download(url: str, part: Path, progress: Callable[[int, int], None] | None) -> None:
-    """Completes a partial file, or starts it again where the server cannot resume.
+def _validator(part: Path) -> Path:
+    """Where the server's mark of the version that a partial file is of is kept."""
+    return part.with_name(part.name + "-version")
+
+
+def _download(file: WeightFile, part: Path, progress: Callable[[int, int], None] | None) -> None:
+    """Completes a partial file, or starts it again where it cannot be resumed with safety.
 
     Raises:
         OSError: the connection failed or ended before the announced length.
     """
+    validator = _validator(part)
+    version = validator.read_text() if validator.is_file() else ""
     done = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "bsdkit"})
+    if not file.sha256 and not version:
+        done = 0  # nothing would tell if the rest is of another version than the beginning
+    request = urllib.request.Request(file.url, headers={"User-Agent": "bsdkit"})
     if done:
         request.add_header("Range", f"bytes={done}-")
+        if version:
+            request.add_header("If-Range", version)
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
         if response.status != 206:
             done = 0
+            found = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+            validator.write_text("" if found.startswith("W/") else found)
         length = int(response.headers.get("Content-Length") or 0)
+        if not length and not file.sha256:
+            raise OSError("the server does not say how long the file is, and no sha256 is known")
         total = done + length if length else 0
         with part.open("ab" if done else "wb") as out:
             while block := response.read(_BLOCK):
@@ -170,9 +193,12 @@ def read_state(path: Path, what: str) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_harmless_globals()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise BackboneUnavailable(f"{path} is not {what}: {first_line}") from None
+    except Exception as error:  # a damaged file fails in many ways; torch's advice is no help
+        size = path.stat().st_size
+        raise BackboneUnavailable(
+            f"{path} is not {what}: {type(error).__name__} while reading its {size} bytes; it may "
+            "be cut short or another file; delete it and fetch it again"
+        ) from None
     if isinstance(loaded, tuple | list) and loaded and isinstance(loaded[0], Mapping):
         loaded = loaded[0]
     if not isinstance(loaded, Mapping):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.audio import read_audio_at, stream_audio_at
-from bsdkit.errors import AudioError, MissingAudio
+from bsdkit.errors import AudioError, BsdkitError, MissingAudio
 
 __all__ = ["LONG_SECONDS", "Decoder", "Request", "Sound"]
 
@@ -99,6 +99,7 @@ class Decoder:
         self._local = threading.local()
         self._processes: list[_DecoderProcess] = []
         self._lock = threading.Lock()
+        self._is_closed = False
         self._pool = ThreadPoolExecutor(self.n_decoders, thread_name_prefix="decode")
 
     def __enter__(self) -> Self:
@@ -110,9 +111,11 @@ class Decoder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in self._processes:
-            process.stop()
+        with self._lock:
+            for process in self._processes:
+                process.stop()
 
     def decode(self, requests: Iterable[Request]) -> Iterator[Sound]:
         """The sounds of the requests, in their order."""
@@ -166,6 +169,8 @@ class Decoder:
         A file that kills two of them fails alone.
         """
         for _ in range(_TRIES):
+            if self._is_closed:  # nobody waits for it any more
+                break
             process: _DecoderProcess | None = getattr(self._local, "process", None)
             if process is None:
                 process = _DecoderProcess()
@@ -178,7 +183,8 @@ class Decoder:
                 process.stop()
                 self._local.process = None
                 with self._lock:
-                    self._processes.remove(process)
+                    if process in self._processes:
+                        self._processes.remove(process)
         raise AudioError(f"{path} cannot be decoded: it ended the decoding process twice")
 
 
@@ -191,6 +197,13 @@ class _DecoderProcess:
         self._process = context.Process(target=_serve, args=(far_end,), daemon=True)
         self._process.start()
         far_end.close()
+        try:
+            self._pipe.recv()
+        except EOFError:
+            raise BsdkitError(
+                "a decoding process cannot start; in a script, extract belongs under "
+                "if __name__ == '__main__', or set use_processes=False"
+            ) from None
 
     @property
     def pid(self) -> int | None:
@@ -239,6 +252,7 @@ def _serve(pipe: Connection) -> None:
     """What a decoding process does: answers until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     try:
+        pipe.send("ready")
         while True:
             path, rates = pipe.recv()
             try:

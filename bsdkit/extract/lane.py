@@ -15,7 +15,7 @@ class Lane:
     """Runs tasks one after another beside the thread that submits them.
 
     `submit` waits while `depth` tasks are queued, so a fast stage cannot fill the memory; an
-    exception of a task is raised by the next `submit` or by `drain`.
+    exception of a task is raised by the next `submit` or by `drain`, and no later task runs.
 
     Args:
         name: of the thread.
@@ -27,6 +27,7 @@ class Lane:
         self._depth = depth
         self._pending: deque[Future[None]] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._is_broken = False
 
     def submit(self, task: Callable[[], None]) -> None:
         """Queues a task."""
@@ -35,9 +36,14 @@ class Lane:
         self._pending.append(self._pool.submit(self._timed, task))
 
     def _timed(self, task: Callable[[], None]) -> None:
+        if self._is_broken:  # what comes after a failed task would build on what it left out
+            return
         clock = time.perf_counter()
         try:
             task()
+        except BaseException:
+            self._is_broken = True
+            raise
         finally:
             self.busy_seconds += time.perf_counter() - clock
 

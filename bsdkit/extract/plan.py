@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bsdkit.backbones.base import Backbone, BackboneSpec, Kind
 from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneError, DatasetError, RecipeError
-from bsdkit.store.feature import OK, FeatureRows, read_feature
+from bsdkit.store.feature import OK, FeatureRows, read_feature, read_info
 from bsdkit.store.shards import ShardFolder
 from bsdkit.text import TextTemplate, build_texts
 
@@ -249,7 +249,9 @@ def _kept(
     if not folder.final.is_file():
         return None, np.zeros(len(clips), bool)
     rows = read_feature(folder.final, with_segments=True)
-    if keep_segments and rows.segments is None:
+    # what does not match its checksum is embedded again, not sealed anew
+    is_damaged = rows.checksum() != read_info(folder.final).checksum
+    if is_damaged or (keep_segments and rows.segments is None):
         return None, np.zeros(len(clips), bool)
     index = {
         (clip, digest): i

@@ -126,6 +126,7 @@ class RayEngine:
         # more workers than processors share them; a whole one each would wait for ever
         share = min(1.0, available / n_workers)
         stages.n_decoders = n_workers
+        n_decoders = settings.n_decoders or max(1, (os.cpu_count() or 1) // n_workers)
         recipes = [_Recipe(type(j.backbone), j.backbone.options, j.backbone.wanted) for j in jobs]
         shared = ray.put(
             (
@@ -135,7 +136,9 @@ class RayEngine:
                 ],
                 recipes,
                 clips,
-                replace(settings, device="cuda" if is_gpu else settings.device, n_decoders=None),
+                replace(
+                    settings, device="cuda" if is_gpu else settings.device, n_decoders=n_decoders
+                ),
                 _torch_threads(),
             )
         )
@@ -149,7 +152,13 @@ class RayEngine:
                 running[worker.embed.remote(task)] = (worker, task, n_try)
 
         workers = [actor_class.remote([shared]) for _ in range(min(n_workers, len(tasks)))]
-        self.pids = ray.get([worker.pid.remote() for worker in workers])
+        try:
+            self.pids = ray.get([worker.pid.remote() for worker in workers])
+        except ray.exceptions.RayActorError as error:
+            last_line = str(error).strip().splitlines()[-1]
+            raise BackboneUnavailable(
+                f"a Ray worker cannot start: {last_line}; every machine needs the same packages"
+            ) from None
         for worker in workers:
             start(worker)
         while running:

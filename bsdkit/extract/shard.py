@@ -206,9 +206,18 @@ def embed_texts(job: Job, clips: Clips, positions: IntArray) -> dict[str, Featur
     texts = [str(job.sources.texts[position]) for position in positions]
     vectors = {o: np.zeros((len(texts), s.dim), np.float32) for o, s in job.specs.items()}
     order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), i))
-    for start in range(0, len(order), _TEXT_BATCH):
-        batch = order[start : start + _TEXT_BATCH]
-        embedded = job.backbone.embed_texts([texts[i] for i in batch])
+    start, size = 0, _TEXT_BATCH
+    while start < len(order):
+        batch = order[start : start + size]
+        try:
+            embedded = job.backbone.embed_texts([texts[i] for i in batch])
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or len(batch) == 1:
+                raise
+            _free_memory(job.backbone.device)
+            size = len(batch) // 2
+            continue
+        start += len(batch)
         for output, spec in job.specs.items():
             _check_shape(job, spec, embedded[output], len(batch))
             vectors[output][batch] = embedded[output]
@@ -273,7 +282,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or (
-        "out of memory" in text or "not enough memory" in text
+        "out of memory" in text or "not enough memory" in text or "allocate memory" in text
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bsdkit.backbones.base import Backbone
-from bsdkit.backbones.checkpoint import weights_folder
+from bsdkit.backbones.checkpoint import CheckpointBackbone, weights_folder
 from bsdkit.errors import BackboneError
 
 __all__ = ["Diagnosis", "diagnose", "free_bytes", "print_doctor"]
@@ -77,6 +77,14 @@ def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnos
     if missing:
         is_package = "pip install" in missing
         return Diagnosis(name, "missing package" if is_package else "missing weights", missing)
+    if isinstance(backbone, CheckpointBackbone) and (path := backbone.weights_path()):
+        size, least = path.stat().st_size, int((cls.parameters or 0) * 1e6)
+        if path.is_file() and size < least:
+            return Diagnosis(
+                name,
+                "missing weights",
+                f"{path} has {size} bytes, expected at least {least}: it is cut short; delete it",
+            )
     needed = int((cls.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
     if needed > free:
         return Diagnosis(

@@ -105,12 +105,6 @@ def merge_stores(target: Path | str, sources: Sequence[Path | str] = ()) -> list
             info = found[0].info
             folder = ShardFolder(target, info.feature, info.spec)
             ordered = sorted(found, key=lambda part: part.is_shard)  # shards replace older rows
-            segments = {part.rows.segments is not None for part in ordered}
-            if len(segments) > 1:
-                raise StoreError(
-                    f"{info.feature}: some shards have windows' vectors and some have not; "
-                    "embed all of them with --keep-segments, or none"
-                )
             rows = folder.merge([part.rows for part in ordered], clips.ids, info.provenance)
             folder.remove_folder()
             n_shards = sum(part.is_shard for part in found)
@@ -122,18 +116,17 @@ def merge_stores(target: Path | str, sources: Sequence[Path | str] = ()) -> list
 def _parts_of(store: Store) -> dict[str, list[_Part]]:
     """The finished files and the shards of a store, by the stem of the final file."""
     parts: dict[str, list[_Part]] = {}
-    for path in store.feature_files():
-        parts.setdefault(path.stem, []).append(
-            _Part(read_info(path), read_feature(path, with_segments=True), False)
-        )
-    for path in sorted(store.path.glob(".parts/*/part-*.h5")):
+    shards = sorted(store.path.glob(".parts/*/part-*.h5"))
+    for path in [*store.feature_files(), *shards]:
+        is_shard = path.parent != store.path
         info, rows = read_info(path), read_feature(path, with_segments=True)
         if info.checksum != rows.checksum():
             raise CorruptStore(
                 f"{path} does not match its checksum; delete it and run its part of the "
                 "extraction again"
             )
-        parts.setdefault(path.parent.name, []).append(_Part(info, rows, True))
+        stem = path.parent.name if is_shard else path.stem
+        parts.setdefault(stem, []).append(_Part(info, rows, is_shard))
     return parts
 
 
@@ -148,7 +141,8 @@ def _prove(parts: list[_Part], wanted: list[str]) -> None:
     """Drops copies of a shard, then shows that every clip has exactly one shard or old row.
 
     Raises:
-        StoreError: a clip stands in two different shards or finished files.
+        StoreError: a clip stands in two different shards or finished files, or only some of
+            them have windows' vectors.
         IncompleteStore: a clip stands in none.
     """
     seen: set[str] = set()
@@ -168,6 +162,15 @@ def _prove(parts: list[_Part], wanted: list[str]) -> None:
                 f"{feature}: {len(twice)} clips stand twice, e.g. {twice[0]} in "
                 f"{' and '.join(map(str, holders))}; delete the one that is wrong"
             )
+    in_shards = {clip for part in parts if part.is_shard for clip in part.rows.ids}
+    for part in list(parts):  # a finished file of which shards replace every row
+        if not part.is_shard and in_shards.issuperset(part.rows.ids):
+            parts.remove(part)
+    if len({part.rows.segments is not None for part in parts}) > 1:
+        raise StoreError(
+            f"{feature}: some shards have windows' vectors and some have not; embed all of them "
+            "with --keep-segments, or none"
+        )
     known = {clip for part in parts for clip in part.rows.ids}
     missing = [clip for clip in wanted if clip not in known]
     if missing:

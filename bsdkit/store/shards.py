@@ -48,7 +48,9 @@ class ShardFolder:
 
     def clean(self) -> None:
         """Removes the temporary files of a process that was killed."""
-        for leftover in self.folder.glob(".*.tmp"):
+        leftovers = [*self.folder.glob(".*.tmp")]
+        leftovers += self.final.parent.glob(f".{self.final.name}.*.tmp")
+        for leftover in leftovers:
             leftover.unlink(missing_ok=True)
 
     def finished(self) -> list[FeatureRows]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -40,6 +41,7 @@ class FakeBackbone(Backbone):
         self.most_windows: int | None = None
         self.batches: list[int] = []
         self.fail_after: int | None = None
+        self.fail_slowly = 0.0
         self.poison: float | None = None
         self._projection = np.random.default_rng(0).standard_normal((10, 6)).astype(np.float32)
 
@@ -77,6 +79,7 @@ class FakeBackbone(Backbone):
         if self.most_windows is not None and len(audio) > self.most_windows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.fail_after is not None and len(self.batches) > self.fail_after:
+            time.sleep(self.fail_slowly)
             raise KeyboardInterrupt
         energy = np.log(np.square(audio.reshape(len(audio), 10, -1)).mean(axis=2) + 1e-6)
         vectors = energy @ self._projection

@@ -18,6 +18,7 @@ from bsdkit.audio import read_audio_at
 from bsdkit.backbones.base import BackboneOptions
 from bsdkit.errors import (
     BackboneError,
+    CorruptStore,
     IncompleteStore,
     RecipeError,
     StoreError,
@@ -195,6 +196,33 @@ def test_out_of_memory_halves_the_batch(data: Path, tmp_path: Path, most: int) -
         embed(data, tmp_path / "c", [backbone], ["audio"])
 
 
+@pytest.mark.parametrize("n_good", [7, 17, 27])
+def test_what_follows_a_failed_batch_is_not_written(
+    data: Path, tmp_path: Path, n_good: int
+) -> None:
+    """Tasks that wait behind a failed one would seal a shard that lacks its windows."""
+    broken = FakeBackbone(OPTIONS)
+    broken.fail_after, broken.fail_slowly = n_good, 0.3  # time for the rest to queue up
+    with pytest.raises(KeyboardInterrupt):
+        embed(data, tmp_path / "s", [broken], ["audio"])
+    resumed = embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["audio"])["fake.audio"]
+    whole = embed(data, tmp_path / "whole", [FakeBackbone(OPTIONS)], ["audio"])["fake.audio"]
+    assert checksum(resumed) == checksum(whole)
+
+
+def test_a_damaged_finished_file_is_embedded_again(data: Path, tmp_path: Path) -> None:
+    report = embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["audio"])["fake.audio"]
+    expected = checksum(report)
+    content = bytearray(report.path.read_bytes())
+    place = content.index(read_feature(report.path).embedding[3].tobytes())
+    content[place] ^= 255
+    report.path.write_bytes(content)
+    with pytest.raises(CorruptStore, match="does not match its checksum"):
+        merge_stores(tmp_path / "t", [tmp_path / "s"])
+    again = embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["audio"])["fake.audio"]
+    assert again.n_embedded == 40 and checksum(again) == expected
+
+
 def test_a_file_that_vanishes_fails_alone_and_comes_back(data: Path, tmp_path: Path) -> None:
     place = data / "audio/30.wav"
     content = place.read_bytes()
@@ -305,6 +333,17 @@ def test_a_merge_refuses_what_is_twice_damaged_or_of_other_clips(
         merge_stores(tmp_path / "a", [tmp_path / "d"])
     with pytest.raises(StoreError, match=r"no shards to merge.*--shard 1/2"):
         merge_stores(tmp_path / "fine")
+
+
+def test_parts_with_segments_replace_a_file_without(data: Path, tmp_path: Path) -> None:
+    embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["level"])
+    for part in ("1/2", "2/2"):
+        embed(
+            data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["level"],
+            keep_segments=True, work=WorkSlice.parse(part),
+        )  # fmt: skip
+    (report,) = merge_stores(tmp_path / "s")
+    assert read_feature(report.path, with_segments=True).segments is not None
 
 
 def test_two_parts_at_once_but_not_the_same_part(data: Path, tmp_path: Path) -> None:
