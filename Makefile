@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench starter clean
+.PHONY: help setup demo test test-all lint type bench bench-extract starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ type: setup ## mypy --strict
 
 bench: setup ## the numbers to hold, as ratios measured in one run
 	@$(BIN)/python tests/bench/run.py
+
+bench-extract: setup ## extraction beside its models alone and a plain loop (ARGS="--device cuda")
+	@$(BIN)/python tests/bench/extract.py $(ARGS)
 
 starter: setup ## build the starter sounds and embed them into cache/starter and cache/starter-noisy
 	$(BIN)/bsdkit starter data/starter

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
+from bsdkit.backbones.onednn import speed_up
 from bsdkit.errors import BackboneError, BackboneUnavailable
 
 if TYPE_CHECKING:
@@ -366,4 +367,6 @@ class CheckpointBackbone(Backbone):
     def attach(self, network: nn.Module, device: str) -> None:
         """Takes a network as it is: in eval mode, without gradients, on that device."""
         self.network = network.eval().requires_grad_(False).to(device)
+        if device == "cpu":
+            speed_up(self.network)
         self.device = device

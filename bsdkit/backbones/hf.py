@@ -29,6 +29,7 @@ from bsdkit.backbones.base import (
     Kind,
     state_digest,
 )
+from bsdkit.backbones.onednn import speed_up
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
 
@@ -223,6 +224,8 @@ class HuggingFace(Backbone):
             self._model = self._model.get_encoder()
         # some checkpoints come in half precision; the spec says which is computed in
         self._model = self._model.float().eval().requires_grad_(False).to(device)
+        if device == "cpu":
+            speed_up(self._model)
         if self._is_audio:
             self._is_waveform = isinstance(self._extractor, transformers.Wav2Vec2FeatureExtractor)
             self._is_patches = self._model.config.model_type == "audio-spectrogram-transformer"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind, check_sha256
+from bsdkit.backbones.onednn import speed_up
 from bsdkit.backbones.registry import register
 
 __all__ = ["MiniLM"]
@@ -85,6 +86,8 @@ class MiniLM(Backbone):
         state.pop("embeddings.position_ids", None)  # a constant that old versions saved
         self._model.load_state_dict(state)
         self._model.eval().to(device)
+        if device == "cpu":
+            speed_up(self._model)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()

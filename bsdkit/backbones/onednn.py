@@ -1,0 +1,65 @@
+"""Linear layers through oneDNN where torch's own library for them is slow.
+
+torch multiplies matrices on a CPU by Intel's MKL, which on processors of other makers leaves
+half of their speed unused: on an AMD EPYC with AVX-512 the products of a transformer ran at
+160 to 200 GFLOP/s, through oneDNN, which torch carries too, at 330 to 440. The results differ
+by rounding (1e-6 of the values).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["is_faster", "speed_up"]
+
+
+@functools.cache
+def is_faster() -> bool:
+    """Whether this machine's processor is one that MKL is slow on; always the same answer.
+
+    It is a rule, not a measurement, so that two runs on one machine give the same bits.
+    """
+    import torch
+
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            vendor = next((line for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        return False
+    is_wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return bool(vendor) and "GenuineIntel" not in vendor and is_wide
+
+
+def speed_up(network: nn.Module) -> None:
+    """Lets the linear layers of a frozen float32 network on the CPU run through oneDNN.
+
+    Does nothing where that is not faster. The layers keep their names and weights.
+    """
+    import torch
+    from torch import nn
+
+    if not is_faster():
+        return
+    for module in network.modules():
+        if type(module) is nn.Linear and module.weight.dtype is torch.float32:
+            module.forward = functools.partial(_linear, module)  # type: ignore[method-assign]
+
+
+def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        return torch.nn.functional.linear(x, layer.weight, layer.bias)
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+        x, layer.weight, layer.bias, "none", [], ""
+    )
+    return y
