@@ -57,7 +57,8 @@ def speed_up(network: nn.Module) -> None:
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     import torch
 
-    if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+    is_plain = x.device.type == "cpu" and x.dtype is torch.float32
+    if not is_plain or torch.is_autocast_enabled("cpu"):
         return torch.nn.functional.linear(x, layer.weight, layer.bias)
     y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
         x, layer.weight, layer.bias, "none", [], ""

@@ -464,19 +464,32 @@ def count_gigaflops(backbone: Backbone, batches: Batches) -> float:
     One window of each length is counted and multiplied. Attention is counted as the matrix
     products that it consists of, for torch knows no count of its fused forms on a CPU.
     """
+    import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
+    # the layers that run through oneDNN are matrix products too, which torch does not count
+    counts: dict[object, Callable[..., int]] = {}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        counts[torch.ops.mkldnn._linear_pointwise] = _linear_operations
     of_length: dict[int, int] = {}
     total = 0
     for audio, valid in zip(batches.audio, batches.valid, strict=True):
         length = audio.shape[1]
         if length not in of_length:
-            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            counting = FlopCounterMode(display=False, custom_mapping=counts)
+            with counting as counter, sdpa_kernel(SDPBackend.MATH):
                 backbone.embed(audio[:1], valid[:1])
             of_length[length] = counter.get_total_flops()
         total += len(audio) * of_length[length]
     return total / 1e9
+
+
+def _linear_operations(
+    x: Sequence[int], weight: Sequence[int], *rest: object, **more: object
+) -> int:
+    """Operations of a linear layer, from the shapes of its input and weight."""
+    return 2 * math.prod(x) * weight[0]
 
 
 def measure_peak(setting: Setting) -> float:
