@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bsdkit"
 # From the ground up; a file imports from its own floor or below.
 FLOORS = [
     {"errors", "__init__"},
-    {"csvfile", "device", "location"},
+    {"csvfile", "device", "location", "onednn"},
     {"taxonomy"},
     {"dataset", "splits", "audio", "metrics", "text", "predictions"},
     {"heads", "backbones", "store"},

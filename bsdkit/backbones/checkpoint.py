@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
-from bsdkit.backbones.onednn import speed_up
 from bsdkit.errors import BackboneError, BackboneUnavailable
+from bsdkit.onednn import speed_up
 
 if TYPE_CHECKING:
     from torch import nn

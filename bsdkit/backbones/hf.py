@@ -29,9 +29,9 @@ from bsdkit.backbones.base import (
     Kind,
     state_digest,
 )
-from bsdkit.backbones.onednn import speed_up
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
+from bsdkit.onednn import speed_up
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind, check_sha256
-from bsdkit.backbones.onednn import speed_up
 from bsdkit.backbones.registry import register
+from bsdkit.onednn import speed_up
 
 __all__ = ["MiniLM"]
 
