@@ -225,7 +225,10 @@ def _finish(
     parts = ([kept] if kept is not None and len(kept) else []) + fresh
     seconds = round(time.perf_counter() - started, 3)
     facts = {**provenance, "seconds": seconds, "n_embedded": report.n_embedded}
-    folder.merge(parts, clips.ids, facts, is_compressed=settings.is_compressed)
+    known = set(clips.ids)
+    others = [] if kept is None else [clip for clip in kept.ids if clip not in known]
+    order = np.array([*clips.ids, *others], object)
+    folder.merge(parts, order, facts, is_compressed=settings.is_compressed)
     folder.remove_folder()
 
 

@@ -245,7 +245,11 @@ def _check_same_windows(backbone: Backbone, specs: Mapping[str, BackboneSpec]) -
 def _kept(
     folder: ShardFolder, clips: Clips, sources: Sources, keep_segments: bool
 ) -> tuple[FeatureRows | None, npt.NDArray[np.bool_]]:
-    """The rows of a final file that still hold, and which clips [n] have one."""
+    """The rows of a final file that still hold, and which clips [n] have one.
+
+    Rows of clips that this table has not are kept behind them: a run over a part of a dataset
+    must not cost what was embedded of the rest.
+    """
     if not folder.final.is_file():
         return None, np.zeros(len(clips), bool)
     rows = read_feature(folder.final, with_segments=True)
@@ -261,7 +265,9 @@ def _kept(
     keys = zip(clips.ids, sources.sha256, strict=True)
     places = np.array([index.get(key, -1) for key in keys], np.int64)
     has_row = places >= 0
-    return rows.take(places[has_row]), has_row
+    known = set(clips.ids)
+    others = [i for i, clip in enumerate(rows.ids) if clip not in known and rows.state[i] == OK]
+    return rows.take(np.concatenate([places[has_row], np.array(others, np.int64)])), has_row
 
 
 def _done(

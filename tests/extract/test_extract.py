@@ -113,6 +113,22 @@ def test_only_what_changed_is_embedded_again(data: Path, tmp_path: Path) -> None
     assert sorted(set(old) - set(same)) == ["17", "3"]
 
 
+def test_a_part_of_the_dataset_costs_nothing_of_the_rest(data: Path, tmp_path: Path) -> None:
+    run(data, tmp_path / "s")
+    soundfile.write(data / "audio/2.wav", np.full(RATE, 0.5), RATE)
+    metadata = data / "metadata/noise_metadata.csv"
+    whole = metadata.read_text()
+    metadata.write_text("\n".join(whole.splitlines()[:6]))
+    backbone = FakeBackbone()
+    report = run(data, tmp_path / "s", backbone)
+    assert (report.n_clips, report.n_embedded, report.n_kept) == (5, 1, 4)
+    features = Store(tmp_path / "s").features(["fake.audio"])
+    assert features.arrays["fake.audio"].shape == (5, 6) and not features.is_missing.any()
+    metadata.write_text(whole)
+    again = FakeBackbone()
+    assert run(data, tmp_path / "s", again).n_kept == 40 and again.batches == []
+
+
 def test_another_spec_is_another_file(data: Path, tmp_path: Path) -> None:
     first = run(data, tmp_path / "s", FakeBackbone(version=1)).path
     before = first.read_bytes()
