@@ -1,0 +1,98 @@
+"""Nearest neighbours by cosine, whose votes count the more the nearer they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.errors import HeadError
+from bsdkit.heads.base import FloatArray, Head
+from bsdkit.heads.prototype import unit_rows
+from bsdkit.heads.registry import register
+
+__all__ = ["KNNHead"]
+
+_BLOCK_ROWS = 1024
+
+
+@register("knn")
+class KNNHead(Head):
+    """Votes of the k nearest training rows, each weighing exp(cosine / temperature).
+
+    The weighted vote of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", CVPR 2018, section 3.4, which self-supervised encoders are compared by.
+    Features are centred on the mean of the training rows and scaled to length 1. Its fitted
+    state is those rows, so a run with it is as large as its features.
+
+    Args:
+        k: neighbours that vote.
+        temperature: what the cosines are divided by.
+        smoothing: votes that every class has from the start, shared evenly; no class is
+            impossible.
+        random_state: unused; every fit is the same.
+    """
+
+    def __init__(
+        self, k: int = 20, temperature: float = 0.1, smoothing: float = 0.1, random_state: int = 0
+    ) -> None:
+        self.k = k
+        self.temperature = temperature
+        self.smoothing = smoothing
+        self.random_state = random_state
+
+    def fit(
+        self, X: FloatArray, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
+    ) -> Self:
+        """See `Head.fit`; rows of weight zero are no neighbours."""
+        for name, is_right, expected in (
+            ("k", self.k >= 1, "1 or more"),
+            ("temperature", self.temperature > 0, "more than 0"),
+            ("smoothing", self.smoothing >= 0, "0 or more"),
+        ):
+            if not is_right:
+                raise HeadError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+        X, positions, weight = self._check_fit(X, y, sample_weight)
+        weights = np.ones(len(X)) if weight is None else weight.astype(np.float64)
+        self.mean_ = np.average(X.astype(np.float64), axis=0, weights=weights)
+        is_there = weights > 0
+        self.rows_ = unit_rows(X[is_there] - self.mean_).astype(np.float32)
+        self.positions_ = positions[is_there]
+        self.weights_ = weights[is_there]
+        return self
+
+    def predict_proba(self, X: FloatArray) -> npt.NDArray[np.float64]:
+        """See `Head.predict_proba`."""
+        unit = unit_rows(self._check_predict(X) - self.mean_).astype(np.float32)
+        n_classes, k = len(self.classes_), min(self.k, len(self.rows_))
+        votes = np.full((len(unit), n_classes), self.smoothing / n_classes)
+        for start in range(0, len(unit), _BLOCK_ROWS):  # bounds the memory of the cosines
+            cosines = unit[start : start + _BLOCK_ROWS] @ self.rows_.T
+            # a stable order: of rows that are equally near the first ones vote
+            nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+            near = np.take_along_axis(cosines, nearest, axis=1)
+            strength = np.exp((near - near[:, :1]).astype(np.float64) / self.temperature)
+            strength *= self.weights_[nearest]
+            block = votes[start : start + _BLOCK_ROWS]
+            np.add.at(block, (np.arange(len(block))[:, None], self.positions_[nearest]), strength)
+        return np.asarray(votes / votes.sum(axis=1, keepdims=True))
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """See `Head.state`."""
+        return {
+            "mean": self.mean_,
+            "rows": self.rows_,
+            "positions": self.positions_,
+            "weights": self.weights_,
+        }
+
+    def load_state(
+        self, state: Mapping[str, npt.NDArray[Any]], classes: npt.NDArray[Any], n_features: int
+    ) -> Self:
+        """See `Head.load_state`."""
+        self._restore(classes, n_features)
+        self.mean_, self.rows_ = np.asarray(state["mean"]), np.asarray(state["rows"])
+        self.positions_, self.weights_ = np.asarray(state["positions"]), state["weights"]
+        return self

@@ -1,0 +1,79 @@
+"""Nearest class mean: one prototype a class, the cosine to it as the score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.errors import HeadError
+from bsdkit.heads.base import FloatArray, Head
+from bsdkit.heads.registry import register
+
+__all__ = ["PrototypeHead", "softmax", "unit_rows"]
+
+
+def unit_rows(X: FloatArray) -> npt.NDArray[np.float64]:
+    """Rows scaled to length 1; a row of zeros stays one."""
+    wide = np.asarray(X, np.float64)
+    length = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
+    return np.asarray(wide / np.where(length > 0, length, 1.0))
+
+
+def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probabilities [n, n_classes] of scores, row by row."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+@register("prototype")
+class PrototypeHead(Head):
+    """Softmax over the cosines to the class means of centred, normalised features.
+
+    Snell et al., "Prototypical Networks for Few-shot Learning", NeurIPS 2017, on frozen
+    features. The mean of all rows is taken away first: embeddings of one encoder point into
+    a narrow cone, in which all cosines are alike.
+
+    Args:
+        temperature: what the cosines are divided by; smaller is more decided.
+        random_state: unused; every fit is the same.
+    """
+
+    def __init__(self, temperature: float = 0.1, random_state: int = 0) -> None:
+        self.temperature = temperature
+        self.random_state = random_state
+
+    def fit(
+        self, X: FloatArray, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
+    ) -> Self:
+        """See `Head.fit`."""
+        if not self.temperature > 0:
+            raise HeadError(f"temperature is {self.temperature!r}, expected more than 0")
+        X, positions, weight = self._check_fit(X, y, sample_weight)
+        weights = np.ones(len(X)) if weight is None else weight.astype(np.float64)
+        self.mean_ = np.average(X.astype(np.float64), axis=0, weights=weights)
+        rows = unit_rows(X - self.mean_) * weights[:, None]
+        sums = np.zeros((len(self.classes_), X.shape[1]))
+        np.add.at(sums, positions, rows)
+        self.prototypes_ = unit_rows(sums)
+        return self
+
+    def predict_proba(self, X: FloatArray) -> npt.NDArray[np.float64]:
+        """See `Head.predict_proba`."""
+        X = self._check_predict(X)
+        return softmax(unit_rows(X - self.mean_) @ self.prototypes_.T / self.temperature)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """See `Head.state`."""
+        return {"mean": self.mean_, "prototypes": self.prototypes_}
+
+    def load_state(
+        self, state: Mapping[str, npt.NDArray[Any]], classes: npt.NDArray[Any], n_features: int
+    ) -> Self:
+        """See `Head.load_state`."""
+        self._restore(classes, n_features)
+        self.mean_ = np.asarray(state["mean"], np.float64)
+        self.prototypes_ = np.asarray(state["prototypes"], np.float64)
+        return self
