@@ -299,11 +299,12 @@ def evaluate_command(
 ) -> None:
     """Score a prediction file as the organisers do, with intervals."""
     from bsdkit.metrics import bootstrap, evaluate
-    from bsdkit.predictions import read_predictions
+    from bsdkit.predictions import flat_taxonomy, read_predictions
     from bsdkit.report.tables import print_evaluation
     from bsdkit.taxonomy import load_taxonomy
 
-    tree = load_taxonomy(taxonomy)
+    is_flat = taxonomy == "flat"
+    tree = flat_taxonomy(predictions, labels) if is_flat else load_taxonomy(taxonomy)
     read = read_predictions(predictions, tree, labels)
     scores = evaluate(read.y_true, read.y_pred, tree, warn=False)
     if json_output:

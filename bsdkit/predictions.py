@@ -16,7 +16,7 @@ from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, UnknownClass
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Predictions", "read_predictions", "write_predictions"]
+__all__ = ["Predictions", "flat_taxonomy", "read_predictions", "write_predictions"]
 
 _TRUTH_COLUMNS = ("ground_truth", "class", "label")
 
@@ -34,6 +34,21 @@ class Predictions:
     ids: tuple[str, ...]
     y_true: npt.NDArray[np.int64]
     y_pred: npt.NDArray[np.int64]
+
+
+def flat_taxonomy(path: Path, labels: Path | None = None) -> Taxonomy:
+    """The classes that a prediction file and its labels name, each a family of its own.
+
+    Raises:
+        DatasetError: a file cannot be read or lacks a column.
+    """
+    found: set[str] = set()
+    for file, names in (
+        (path, ("prediction",)),
+        (labels or path, _TRUTH_COLUMNS),
+    ):
+        found |= set(_column(file, ID_COLUMNS, names)[0].values())
+    return Taxonomy.flat(sorted(found - {""}))
 
 
 def _column(

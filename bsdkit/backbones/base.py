@@ -288,7 +288,8 @@ def check_sha256(path: Path, expected: str, what: str) -> None:
     if found != expected:
         raise BackboneUnavailable(
             f"{path} is not {what}: its sha256 is {found[:16]}..., expected {expected[:16]}...; "
-            "the download may be cut short or a web page saved by mistake; fetch it again"
+            "the download may be cut short or a web page saved by mistake; delete it and fetch it "
+            "again"
         )
 
 

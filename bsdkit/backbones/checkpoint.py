@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import http.client
 import os
+import re
 import urllib.error
 import urllib.request
 from abc import abstractmethod
@@ -182,7 +183,8 @@ def read_state(path: Path, what: str) -> dict[str, Any]:
         beginning = file.read(512).lstrip().lower()
     if beginning.startswith((b"<!doctype", b"<html")):
         raise BackboneUnavailable(
-            f"{path} is a web page, not {what}: the link's page was saved instead of the file"
+            f"{path} is a web page, not {what}: the link's page was saved instead of the file; "
+            "delete it and fetch the file itself"
         )
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -195,6 +197,13 @@ def read_state(path: Path, what: str) -> dict[str, Any]:
         with torch.serialization.safe_globals(_harmless_globals()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in many ways; torch's advice is no help
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise BackboneUnavailable(
+                f"{path} holds a {refused[1]}, which is not read because it could run code; if "
+                "you trust its source, save its tensors alone (torch.load with "
+                "weights_only=False, then torch.save of the state dict) and give that file"
+            ) from None
         size = path.stat().st_size
         raise BackboneUnavailable(
             f"{path} is not {what}: {type(error).__name__} while reading its {size} bytes; it may "
@@ -215,13 +224,19 @@ def _harmless_globals() -> list[Any]:
     """
     import argparse
     import codecs
+    import collections
+    import pathlib
 
     import numpy as np
     from numpy._core import multiarray
 
-    dtypes = {type(np.dtype(code)) for code in ("i4", "i8", "f4", "f8", "b1", "U1", "S1")}
-    scalar = (multiarray.scalar, "numpy.core.multiarray.scalar")
-    return [scalar, multiarray.scalar, np.dtype, *dtypes, codecs.encode, argparse.Namespace]
+    codes = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "b1", "U1", "S1")
+    dtypes = {type(np.dtype(code)) for code in codes}
+    numpy_parts = []
+    for part in (multiarray.scalar, multiarray._reconstruct):
+        numpy_parts += [part, (part, f"numpy.core.multiarray.{part.__name__}")]
+    harmless = [np.dtype, np.ndarray, *dtypes, codecs.encode, argparse.Namespace]
+    return [*numpy_parts, *harmless, collections.defaultdict, pathlib.PosixPath]
 
 
 def shape_of(state: Mapping[str, Any], name: str, n_dimensions: int) -> tuple[int, ...]:
@@ -256,7 +271,9 @@ def fill(network: nn.Module, state: Mapping[str, Any]) -> None:
     for name in state:
         if name not in own:
             raise ValueError(f"tensor {name} has no place in the network")
-    network.load_state_dict(state, assign=any(tensor.is_meta for tensor in own.values()))
+    # some checkpoints come in half precision; the precision of a spec is not theirs
+    cast = {name: state[name].to(tensor.dtype) for name, tensor in own.items()}
+    network.load_state_dict(cast, assign=any(tensor.is_meta for tensor in own.values()))
 
 
 class CheckpointBackbone(Backbone):
@@ -296,6 +313,8 @@ class CheckpointBackbone(Backbone):
         if self.weights_path() is not None:
             return ""
         if self.options.weights is not None:
+            if self.options.weights.is_dir():
+                return f"{self.options.weights} is a folder: give the weight file in it"
             return f"no weight file at {self.options.weights}"
         return "" if self.weight_file.url else self.weight_file.instructions()
 
@@ -325,7 +344,7 @@ class CheckpointBackbone(Backbone):
     def weights_name(self) -> str:
         """The name of the weights for the spec: never a path of one machine."""
         weights = self.options.weights
-        return weights.resolve().name if weights else self.weight_file.name
+        return Path(os.path.abspath(weights)).name if weights else self.weight_file.name
 
     def obtain(self) -> Path:
         """The weight file, fetched if need be, and the one that was expected.

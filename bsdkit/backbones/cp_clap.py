@@ -153,7 +153,7 @@ class CpClap(CheckpointBackbone):
         name="clap.ckpt",
         page=(
             "it from its authors (https://github.com/OptimusPrimus/dcase2026-task1 uses it and "
-            "has no link to it), then give it with --weights,"
+            "has no link to it; --weights FILE takes it from anywhere)"
         ),
     )
     tokenizer: Any = None
@@ -173,6 +173,9 @@ class CpClap(CheckpointBackbone):
         state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
         # a constant that transformers once saved
         state.pop(f"{_TEXT}embeddings.position_ids", None)
+        # nobody reads RoBERTa's pooler, and some files have it
+        pooler = f"{_TEXT}pooler."
+        state = {name: value for name, value in state.items() if not name.startswith(pooler)}
         passt = {
             name.removeprefix(_AUDIO): tensor
             for name, tensor in state.items()

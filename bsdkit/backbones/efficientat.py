@@ -341,9 +341,14 @@ class Efficientat(CheckpointBackbone):
 
     def build(self, state: dict[str, Any]) -> nn.Module:
         """See `CheckpointBackbone.build`."""
-        network = build_network(sizes_of(state))
+        sizes = sizes_of(state)
+        self._check_sizes(sizes)
+        network = build_network(sizes)
         fill(network, state)
         return network
+
+    def _check_sizes(self, sizes: Sizes) -> None:
+        """Raises ValueError where the name stands for one width alone; here for any."""
 
     def attach(self, network: nn.Module, device: str) -> None:
         """See `CheckpointBackbone.attach`; batch normalisation is folded into convolutions."""
@@ -405,3 +410,11 @@ class EfficientatMn10(Efficientat):
     gigaflops = 1.08
     weight_file = WeightFile(name="mn10_as_mAP_471.pt", url=f"{RELEASE}/mn10_as_mAP_471.pt")
     width = 1.0
+
+    def _check_sizes(self, sizes: Sizes) -> None:
+        expected = published_sizes(self.width).last
+        if sizes.last != expected:
+            raise ValueError(
+                f"its last convolution has {sizes.last} channels, expected {expected}; "
+                "--backbone efficientat takes files of any width"
+            )

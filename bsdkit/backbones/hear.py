@@ -15,6 +15,7 @@ import contextlib
 import importlib
 import importlib.util
 import io
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -148,7 +149,9 @@ class Hear(Backbone):
             output=self.output_named(output),
             kind="audio",
             dim=self._dims[output],
-            weights=self.options.weights.name if self.options.weights else "the module's default",
+            weights=Path(os.path.abspath(self.options.weights)).name
+            if self.options.weights
+            else "the module's default",
             weights_sha256=state_digest(self._model),
             version=1,
             layer="timestamp embeddings" if output else "scene embedding",

@@ -13,6 +13,7 @@ for Whisper), else ten seconds.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -42,12 +43,18 @@ WINDOW_SECONDS = 10.0
 SHORTEST_SECONDS = 1.25
 MAX_TOKENS = 512
 AST_FRAME, AST_HOP = 400, 160
+TWO_FRAMES = 560  # samples of two frames of 25 ms every 10 ms at 16 kHz
 """Samples at 16 kHz in a frame of AST's front end, and from one frame to the next."""
 
 _FIRST_POSITION = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2, "longformer": 2}
 """What these models add to the position of a token, which their tables must leave room for."""
 
 _POOLING = {"mean": "mean of tokens", "cls": "first token", "max": "maximum of tokens"}
+
+_DECISIVE_FILES = (
+    "config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,9 +103,15 @@ class HuggingFace(Backbone):
             return "it needs transformers: pip install transformers"
         name = self.options.argument
         # what looks like a path is no model id; the hub need not be asked
-        if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
             return f"no folder {name}"
         return self._problem
+
+    @property
+    def identity(self) -> str:
+        """The name for specs and messages: of a folder its own name, never where it lies."""
+        folder = Path(self.options.argument).expanduser()
+        return f"hf:{folder.resolve().name}" if folder.is_dir() else f"hf:{self.options.argument}"
 
     def _resolve(self) -> None:
         """Whether there is such a model, and which kind of input it takes."""
@@ -123,7 +136,7 @@ class HuggingFace(Backbone):
         Raises:
             Exception: the hub cannot be asked, or has no such model.
         """
-        folder = Path(self.options.argument)
+        folder = Path(self.options.argument).expanduser()
         if folder.is_dir():
             return folder / name if (folder / name).is_file() else None
         from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -203,6 +216,8 @@ class HuggingFace(Backbone):
         import transformers
 
         name = self.options.argument
+        if Path(name).expanduser().is_dir():
+            name = str(Path(name).expanduser())
         self._is_audio = self.outputs[""] == "audio"
         self._text = _Sentences() if self._is_audio else self._sentences()
         place = {"subfolder": self._text.folder} if self._text.folder else {}
@@ -231,6 +246,31 @@ class HuggingFace(Backbone):
             self._is_patches = self._model.config.model_type == "audio-spectrogram-transformer"
             self._least_samples = self._least()
         self.device = device
+        self._probe()
+
+    def _probe(self) -> None:
+        """Raises BackboneUnavailable unless the model takes what it will be given."""
+        import numpy as np
+
+        try:
+            if self._is_audio:
+                n = round(self._window_seconds() * float(self._extractor.sampling_rate))
+                audio = np.zeros((2, n), np.float32)
+                audio[1] = 0.1 * np.sin(np.arange(n))
+                vectors = self.embed(audio, np.array([n // 2, n]))[""]
+            else:
+                if self._tokenizer.pad_token is None:
+                    self._tokenizer.pad_token = self._tokenizer.eos_token
+                vectors = self.embed_texts(["a", "a longer text"])[""]
+        except Exception as error:  # transformers has many models, each with its own ways
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            hint = " (--backbone clap is made for it)" if self._model_type() == "clap" else ""
+            raise self._unusable(f"{type(error).__name__}: {first_line}{hint}") from None
+        if not np.isfinite(vectors).all():
+            raise self._unusable("it gives NaN for a window that is half silence")
+
+    def _model_type(self) -> str:
+        return str(getattr(self._model.config, "model_type", ""))
 
     def _least(self) -> int:
         """Samples that give the model one frame."""
@@ -239,7 +279,8 @@ class HuggingFace(Backbone):
         if self._is_patches:
             return AST_FRAME
         if not (self._is_waveform and self._has_frames()):
-            return 1
+            takes_mask = "attention_mask" in self._extractor.model_input_names
+            return TWO_FRAMES if takes_mask and not self._is_waveform else 1
 
         def frames(n: int) -> int:
             return int(self._model._get_feat_extract_output_lengths(torch.tensor(n)))
@@ -261,15 +302,18 @@ class HuggingFace(Backbone):
             elif self._is_waveform or self._has_frames():
                 frames = "mean of frames with real samples"
             pooling = f"{frames}; windows by mean weighted by samples"
+        elif self._text.is_lower:
+            pooling += "; text in lower case"
         return BackboneSpec(
             backbone=self.identity,
             output=output,
             kind="audio" if is_audio else "text",
             dim=self._dim(),
-            weights=Path(self.options.argument).name,
-            weights_sha256=state_digest(self._model),
-            # in version 1 the extractor saw padding too, and lengths were shares of the window
-            version=2 if is_audio else 1,
+            weights=self.identity.rpartition("/")[2].removeprefix("hf:"),
+            weights_sha256=self._digest(),
+            # in version 1 the extractor saw padding too, and lengths were shares of the window;
+            # before 3 (audio) and 2 (text) the digest left the configuration out
+            version=3 if is_audio else 2,
             layer="last hidden state",
             pooling=pooling,
             normalize="l2" if self._text.is_normalized else "none",
@@ -282,12 +326,25 @@ class HuggingFace(Backbone):
             padding="zeros" if is_audio else None,
             shortest_seconds=SHORTEST_SECONDS if is_audio and self._is_waveform else None,
             prompt=self._text.prefix or None,
-            text_template=None if is_audio else self._template(),
+            text_template=None if is_audio else self.options.text_template,
             max_tokens=None if is_audio else self._max_tokens(),
         )
 
-    def _template(self) -> str:
-        return self.options.text_template + (" | lower case" if self._text.is_lower else "")
+    def _digest(self) -> str:
+        """Hex digest of the weights, and of the files that say what is done with them."""
+        digest = hashlib.sha256(state_digest(self._model).encode())
+        for name in _DECISIVE_FILES:
+            path = self._file(f"{self._text.folder}/{name}" if self._text.folder else name)
+            if path is None:
+                continue
+            content = path.read_bytes()
+            if name == "config.json":  # what an export writes of itself changes no number
+                facts = json.loads(content)
+                for idle in ("_name_or_path", "transformers_version"):
+                    facts.pop(idle, None)
+                content = json.dumps(facts, sort_keys=True).encode()
+            digest.update(f"{name} {len(content)} ".encode() + content)
+        return digest.hexdigest()
 
     def _dim(self) -> int:
         """Length of an embedding.
@@ -313,6 +370,9 @@ class HuggingFace(Backbone):
         return int(min(limits))
 
     def _window_seconds(self) -> float:
+        if self._is_patches:  # the extractor cuts what does not fit into its spectrogram
+            n = AST_FRAME + AST_HOP * (int(self._extractor.max_length) - 1)
+            return min(WINDOW_SECONDS, n / float(self._extractor.sampling_rate))
         n_samples = getattr(self._extractor, "n_samples", None)
         if not n_samples:
             return WINDOW_SECONDS

@@ -19,9 +19,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import (
@@ -350,7 +352,9 @@ class _Qwen(Backbone):
             output=output,
             kind=kind,
             dim=self._width(output),
-            weights=self.options.weights.name if self.options.weights else self.model,
+            weights=Path(os.path.abspath(self.options.weights)).name
+            if self.options.weights
+            else self.model,
             weights_sha256=self._digest(is_prompt),
             version=1,
             layer=points[output],

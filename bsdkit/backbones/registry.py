@@ -92,6 +92,7 @@ def get_outputs(
     for name in names:
         stem, dot, output = name.rpartition(".")
         is_feature = bool(dot) and name not in backbone_classes() and ":" not in name
+        is_feature = is_feature and stem in backbone_classes()
         backbone = get_backbone(stem if is_feature else name, options)
         outputs = (
             [backbone.output_named(output)]

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsdkit.backbones.base import Backbone, BackboneOptions
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.registry import get_backbone, get_outputs
 from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.device import check_device
-from bsdkit.errors import RecipeError, StaleStore
+from bsdkit.errors import RecipeError, StaleStore, StoreError
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
 from bsdkit.extract.report import ExtractionReport, Stages
 from bsdkit.report.progress import Bar, ConsoleProgress
@@ -81,10 +82,17 @@ def extract_dataset(
             n_threads=os.cpu_count() or 1,
             progress=lambda n: progress.stage("reading", n, len(clips)),
         )
+        before = _taxonomy_of(store)
+        opened = Store.create(store, clips)
+        if before not in ("", clips.taxonomy.name):
+            progress.line(
+                f"the taxonomy of {store} changes from {before} to {clips.taxonomy.name}: scores "
+                "of runs before and after cannot be compared"
+            )
         reports = extract(
             wanted,
             clips,
-            Store.create(store, clips),
+            opened,
             template,
             settings,
             observer=_bars(progress),
@@ -93,6 +101,14 @@ def extract_dataset(
     for line in summary_lines(reports):
         progress.line(line)
     return reports
+
+
+def _taxonomy_of(store: Path) -> str:
+    """The taxonomy's name in a store's clips table; empty where there is no store."""
+    try:
+        return Store(store).clips.taxonomy.name
+    except StoreError:
+        return ""
 
 
 def _bars(progress: ConsoleProgress) -> Observer:
@@ -113,7 +129,8 @@ def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
         left = f", {report.n_left} left to other shards" if report.n_left else ""
         lines.append(
             f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
-            f"{len(report.failures)} failed{left} -> {report.path}"
+            f"{len(report.failures)} failed{left}"
+            + (f" -> {report.path}" if report.path.is_file() else "")
         )
         if report.silent:
             lines.append(
@@ -127,6 +144,12 @@ def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
                 f"    {clip}: {reason.partition(': ')[2]}"
                 for clip, reason in of_kind[:_SHOWN_FAILURES]
             ]
+    waiting = [report for report in reports if not report.path.is_file()]
+    if waiting:
+        lines.append(
+            "when all parts are done, each with the same --shard-clips: bsdkit store merge "
+            f"{waiting[0].path.parent}"
+        )
     stages = reports[0].stages
     if any(report.n_embedded for report in reports):
         lines += _stage_lines(stages, max(report.n_embedded for report in reports))
@@ -164,9 +187,9 @@ def extract_for_run(
     with progress:
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
-        for backbone, outputs, template in _backbones_of(run, device):
+        for template, wanted in _backbones_of(run, device):
             reports = extract(
-                [(backbone, outputs)],
+                wanted,
                 clips,
                 opened,
                 template,
@@ -177,48 +200,71 @@ def extract_for_run(
                 progress.line(line)
 
 
-def _backbones_of(run: Run, device: str) -> list[tuple[Backbone, list[str], TextTemplate]]:
-    """The backbones that made a run's features, with the outputs and the text template."""
+def _backbones_of(
+    run: Run, device: str
+) -> list[tuple[TextTemplate, list[tuple[Backbone, list[str]]]]]:
+    """The backbones that made a run's features with their outputs, by text template."""
     from bsdkit.recipe.predict import needed_features
 
-    grouped: dict[tuple[str, BackboneOptions], tuple[Backbone, list[str], TextTemplate]] = {}
-    made_by: list[tuple[str, Backbone]] = []
-    for feature in needed_features(run):
-        spec = run.facts["features"][feature]["spec"]
+    specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run)}
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for feature, spec in specs.items():
         if spec["backbone"] == "imported":
             raise RecipeError(
                 f"{feature} was imported ({spec['origin']}); import it for these clips too "
                 "(bsdkit store import), then give --store"
             )
-        template = _template_of(spec)
+        # outputs of one backbone are made together, but texts of two templates are not
+        same = (spec["backbone"], spec["dtype"], spec["compute_dtype"])
+        templates = {specs[f].get("text_template") for f in grouped.get(same, [])} - {None}
+        if templates - {spec.get("text_template")} and spec.get("text_template") is not None:
+            same = (*same[:2], f"{same[2]} {spec['text_template']}")
+        grouped.setdefault(same, []).append(feature)
+    found: dict[str, tuple[TextTemplate, list[tuple[Backbone, list[str]]]]] = {}
+    usual = next((s["text_template"] for s in specs.values() if s.get("text_template")), None)
+    for features in grouped.values():
+        first = specs[features[0]]
+        described = {specs[f].get("text_template") for f in features} - {None}
+        template = _template_of(described.pop() if described else usual)
         options = BackboneOptions(
             text_template=template.describe(),
-            dtype=spec["dtype"],
-            precision=spec["compute_dtype"],
+            dtype=first["dtype"],
+            precision=first["compute_dtype"],
         )
-        backbone, outputs, _ = grouped.setdefault(
-            (spec["backbone"], options), (get_backbone(spec["backbone"], options), [], template)
-        )
-        made_by.append((feature, backbone))
+        backbone = get_backbone(first["backbone"], options)
+        _check_weights(backbone, features[0], first)
         backbone.require()
-        outputs.append(spec["output"])
+        outputs = [specs[f]["output"] for f in features]
         backbone.wanted = frozenset(outputs)
-    for feature, backbone in made_by:
-        if backbone.needs_load_for_spec and not backbone.device:
+        if backbone.needs_load_for_spec:
             backbone.load(device)
-        then = run.facts["features"][feature]["spec"]
-        difference = first_difference(backbone.spec(then["output"]).to_dict(), then)
-        if difference:
-            field, found, expected = difference
-            raise StaleStore(
-                f"the run was trained on {feature} with {field} = {expected!r}, this version "
-                f"has {found!r}; embed the training clips again and fit again"
-            )
-    return list(grouped.values())
+        for feature in features:
+            then = specs[feature]
+            difference = first_difference(backbone.spec(then["output"]).to_dict(), then)
+            if difference:
+                field, now, before = difference
+                raise StaleStore(
+                    f"the run was trained on {feature} with {field} = {before!r}, this version "
+                    f"has {now!r}; embed the training clips again and fit again"
+                )
+        found.setdefault(template.name, (template, []))[1].append((backbone, outputs))
+    return list(found.values())
 
 
-def _template_of(spec: dict[str, object]) -> TextTemplate:
-    described = spec.get("text_template")
+def _check_weights(backbone: Backbone, feature: str, then: dict[str, object]) -> None:
+    """Raises StaleStore where a run's features came from weights that its user gave."""
+    usual = then["weights"]
+    if isinstance(backbone, CheckpointBackbone):
+        usual = backbone.weight_file.name
+    if then["weights"] != getattr(backbone, "model", usual):
+        raise StaleStore(
+            f"the run's {feature} was made with --weights {then['weights']}, which only you have: "
+            f"bsdkit extract --data DIR --backbone {backbone.identity} --weights FILE --store "
+            "STORE, then bsdkit predict RUN --store STORE"
+        )
+
+
+def _template_of(described: object) -> TextTemplate:
     if described is None:
         return next(iter(TEMPLATES.values()))
     for template in TEMPLATES.values():

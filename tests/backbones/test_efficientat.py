@@ -47,6 +47,12 @@ def backbone() -> Efficientat:
     return backbone
 
 
+def test_mn10_is_mn10(tmp_path: Path) -> None:
+    torch.save(build_network(published_sizes(0.4)).state_dict(), tmp_path / "mn04.pt")
+    with pytest.raises(BackboneUnavailable, match="384 channels, expected 960; --backbone effi"):
+        get_backbone("efficientat-mn10", BackboneOptions(weights=tmp_path / "mn04.pt")).load("cpu")
+
+
 def waveform(signal: str) -> np.ndarray:
     with np.load(shared("golden", "waveforms_32000.npz")) as waves:
         return waves[f"{signal}_int16"].astype(np.float32) / 32768
@@ -157,7 +163,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
 def test_any_width_loads_by_its_tensors(tmp_path: Path) -> None:
     path = tmp_path / "mine.pt"
     torch.save(build_network(published_sizes(0.2)).state_dict(), path)
-    backbone = EfficientatMn10(BackboneOptions(weights=path))
+    backbone = Efficientat(BackboneOptions(weights=path))
     backbone.load("cpu")
     assert backbone.spec("").dim == published_sizes(0.2).last
     assert backbone.spec("").weights == "mine.pt"

@@ -184,7 +184,7 @@ def clips(window: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_audio_alone_and_in_any_batch(audio_model: HuggingFace) -> None:
     spec = audio_model.spec("")
-    assert spec.kind == "audio" and spec.dim == 16 and spec.version == 2
+    assert spec.kind == "audio" and spec.dim == 16 and spec.version == 3
     audio, valid = clips(spec.window_samples)
     together = audio_model.embed(audio, valid)[""]
     assert together.shape == (5, 16) and together.dtype == np.float32
@@ -292,9 +292,7 @@ def test_sentence_transformers_pool_as_they_say(
     prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     backbone = opened(tmp_path)
-    assert backbone.spec("").prompt == "q: " and "lower case" in str(
-        backbone.spec("").text_template
-    )
+    assert backbone.spec("").prompt == "q: " and "lower case" in backbone.spec("").pooling
     ours = backbone.embed_texts(["A Dog barks", "x"])[""]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / transformer)
     model = transformers.AutoModel.from_pretrained(tmp_path / transformer).eval()
@@ -326,3 +324,29 @@ def test_a_missing_model_says_so_in_one_line(
         assert reason in backbone.missing() and "\n" not in backbone.missing()
         with pytest.raises(BackboneUnavailable, match=reason):
             backbone.load("cpu")
+
+
+def test_what_a_folder_says_beside_its_weights_is_in_the_digest(tmp_path: Path) -> None:
+    first = tiny_hubert(tmp_path / "a").spec("")
+    assert first.backbone == "hf:a" and first.weights == "a"  # not where it lies
+    facts = tmp_path / "a/preprocessor_config.json"
+    content = json.loads(facts.read_text())
+    facts.write_text(json.dumps({**content, "do_normalize": not content.get("do_normalize")}))
+    again = get_backbone(f"hf:{tmp_path / 'a'}")
+    again.load("cpu")
+    assert again.spec("").weights_sha256 != first.weights_sha256
+
+
+def test_a_model_that_cannot_be_used_says_so_on_loading(tmp_path: Path) -> None:
+    config = transformers.CLIPConfig(
+        text_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                     "intermediate_size": 8, "vocab_size": 40},
+        vision_config={"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                       "intermediate_size": 8, "image_size": 8, "patch_size": 4},
+    )  # fmt: skip
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    with pytest.raises(BackboneUnavailable, match="cannot be (used|loaded)"):
+        get_backbone(f"hf:{tmp_path}").load("cpu")
