@@ -1,9 +1,8 @@
 """Linear layers through oneDNN where torch's own library for them is slow.
 
-torch multiplies matrices on a CPU by Intel's MKL, which on processors of other makers leaves
-half of their speed unused: on an AMD EPYC with AVX-512 the products of a transformer ran at
-160 to 200 GFLOP/s, through oneDNN, which torch carries too, at 330 to 440. The results differ
-by rounding (1e-6 of the values).
+torch multiplies matrices on a CPU by Intel's MKL, which does not use the wide instructions of
+processors of other makers; oneDNN, which torch carries too, does. The results differ by
+rounding.
 """
 
 from __future__ import annotations

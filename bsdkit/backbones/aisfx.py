@@ -13,12 +13,9 @@ expects time; its numbers differ and are not reproduced.)
 
 from __future__ import annotations
 
-import codecs
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar
 
 from bsdkit.backbones.base import (
     Backbone,
@@ -28,6 +25,7 @@ from bsdkit.backbones.base import (
     Kind,
     check_sha256,
 )
+from bsdkit.backbones.checkpoint import read_state
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
@@ -160,18 +158,7 @@ class Aisfx(Backbone):
         path = self._weights()
         assert path is not None
         check_sha256(path, SHA256, "the aiSFX checkpoint")
-        # The checkpoint carries numpy scalars beside its tensors; numpy moved their
-        # constructor after it was saved, so the old name is mapped to the new function.
-        from numpy._core import multiarray
-
-        allowed: list[Any] = [
-            (multiarray.scalar, "numpy.core.multiarray.scalar"),
-            np.dtype,
-            *(type(np.dtype(code)) for code in ("i4", "i8", "f4", "f8", "U1", "S1")),
-            codecs.encode,
-        ]
-        with torch.serialization.safe_globals(allowed):
-            state, _ = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path, "the aiSFX checkpoint")
         prefix = "embedding_net."
         network = build_network()
         kept = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

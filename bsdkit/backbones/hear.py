@@ -100,6 +100,7 @@ class Hear(Backbone):
             raise BackboneUnavailable(
                 f"{self.identity}: load_model failed: {type(error).__name__}: {error}"
             ) from None
+        self._sha256 = state_digest(self._model)
         self.device = device
         self._dims = self._probe()
 
@@ -152,7 +153,7 @@ class Hear(Backbone):
             weights=Path(os.path.abspath(self.options.weights)).name
             if self.options.weights
             else "the module's default",
-            weights_sha256=state_digest(self._model),
+            weights_sha256=self._sha256,
             version=1,
             layer="timestamp embeddings" if output else "scene embedding",
             pooling=f"{own}; windows by mean weighted by samples",

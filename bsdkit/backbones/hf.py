@@ -245,6 +245,7 @@ class HuggingFace(Backbone):
             self._is_waveform = isinstance(self._extractor, transformers.Wav2Vec2FeatureExtractor)
             self._is_patches = self._model.config.model_type == "audio-spectrogram-transformer"
             self._least_samples = self._least()
+        self._sha256 = self._digest()
         self.device = device
         self._probe()
 
@@ -310,7 +311,7 @@ class HuggingFace(Backbone):
             kind="audio" if is_audio else "text",
             dim=self._dim(),
             weights=self.identity.rpartition("/")[2].removeprefix("hf:"),
-            weights_sha256=self._digest(),
+            weights_sha256=self._sha256,
             # in version 1 the extractor saw padding too, and lengths were shares of the window;
             # before 3 (audio) and 2 (text) the digest left the configuration out
             version=3 if is_audio else 2,
