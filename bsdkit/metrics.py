@@ -24,7 +24,7 @@ prediction vectors, and a bootstrap can draw confusion matrices instead of clips
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,6 +162,13 @@ class Scorer:
         denominator = by_column * true + by_row * predicted
         f = 2 * by_column * by_row / np.where(denominator > 0, denominator, 1.0)
         return float(f[true > 0].mean())
+
+    def of(self, metric: str) -> Callable[[IntArray, IntArray], float]:
+        """The function from (true, predicted) positions [n_clips] to a score of METRICS."""
+        if metric == "hF_strict":
+            return self.hF_strict_of
+        n = len(self.taxonomy)
+        return lambda y_true, y_pred: float(self.all(confusion_matrix(y_true, y_pred, n))[metric])
 
     def all(self, counts: Counts) -> dict[str, FloatArray]:
         """Every score of METRICS, [...] each."""
@@ -440,6 +447,8 @@ def compare(
     scorer = Scorer(taxonomy)
 
     def score(counts: Counts) -> FloatArray:
+        if metric == "hF_strict":  # alone, it takes a third of the time of all
+            return scorer.hF_strict(counts)
         return scorer.all(counts)[metric]
 
     difference = float(score(counts_a) - score(counts_b))

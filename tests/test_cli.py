@@ -314,7 +314,8 @@ def test_what_cannot_run_is_refused_before_training(tmp_path: Path) -> None:
     path.write_text(text.replace("epochs: 4", "epochs: -1"))
     assert "epochs is -1, expected 1 or more" in one_line(bsdkit_here("fit", path, "--runs", runs))
     path.write_text(text.replace("epochs: 4", "epochs: 4, dropout: 3"))
-    assert "member 'audio': dropout" in one_line(bsdkit_here("fit", path, "--runs", runs))
+    line = one_line(bsdkit_here("fit", path, "--runs", runs))
+    assert "members.audio: dropout is 3, expected 0 to below 1" in line
     # one tested fold leaves no other to learn the weights on
     ids = Store(ROOT / "cache/starter").clips.ids
     rows = "".join(f"{clip},{-1 if i % 5 else 0}\n" for i, clip in enumerate(ids))

@@ -35,6 +35,19 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     takes_blocks: ClassVar[bool] = False
     """Whether the head has a parameter ``blocks``: the widths of its several inputs."""
 
+    takes_families: ClassVar[bool] = False
+    """Whether the head has a parameter ``families``: the family number of each class."""
+
+    cost: ClassVar[float] = 1e6
+    """Roughly how many operations a fit takes a row; decides whether folds run side by side."""
+
+    def check(self) -> None:
+        """Refuses parameters out of range, before anything is fitted.
+
+        Raises:
+            HeadError: the first of them, with what was expected.
+        """
+
     @abstractmethod
     def fit(
         self, X: FloatArray, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import nn
 
 from bsdkit.heads.registry import register
-from bsdkit.heads.replicas import Schedule
-from bsdkit.heads.torch_head import BlockNorm, TorchHead, resolve_blocks
+from bsdkit.heads.torch_head import TorchHead
 
 __all__ = ["GMUHead"]
 
@@ -16,10 +18,10 @@ class GatedUnit(nn.Module):
     """Gated fusion of several inputs, then GELU, dropout and a linear classifier.
 
     Arevalo et al., "Gated Multimodal Units for Information Fusion", ICLR 2017 workshop,
-    section 3.1, in the form of Lin's submission to DCASE 2026 Task 1: each input x_i is
-    layer-normalised; a perceptron over all of them gives a gate for every hidden dimension;
-    z = sum_i gate_i * W_i x_i, where the gates of a dimension sum to 1 (for two inputs:
-    g and 1 - g with g a sigmoid, which is the softmax of two).
+    section 3.1, in the form of Lin's submission to DCASE 2026 Task 1: a perceptron over all
+    inputs gives a gate for every hidden dimension; z = sum_i gate_i * W_i x_i, where the gates
+    of a dimension sum to 1 (for two inputs: g and 1 - g with g a sigmoid, which is the softmax
+    of two).
 
     Args:
         blocks: width of each input; features are their concatenation.
@@ -32,9 +34,8 @@ class GatedUnit(nn.Module):
         self, blocks: tuple[int, ...], hidden: int, dropout: float, n_classes: int
     ) -> None:
         super().__init__()
-        self.n_inputs = len(blocks)
+        self.blocks = blocks
         self.hidden = hidden
-        self.normalize = BlockNorm(blocks)
         self.projections = nn.ModuleList(nn.Linear(width, hidden) for width in blocks)
         self.gate = nn.Sequential(
             nn.Linear(sum(blocks), hidden),
@@ -42,67 +43,36 @@ class GatedUnit(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden, hidden * len(blocks)),
         )
-        self.classifier = nn.Sequential(
-            nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, n_classes)
-        )
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, n_classes] of features [batch, sum(blocks)]."""
-        inputs = self.normalize(x)
-        gates = self.gate(torch.cat(inputs, dim=-1))
-        gates = gates.unflatten(-1, (self.n_inputs, self.hidden)).softmax(dim=-2)
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits [batch, n_classes] and fused vector [batch, hidden] of [batch, sum(blocks)]."""
+        inputs = torch.split(x, list(self.blocks), dim=-1)
+        gates = self.gate(x).unflatten(-1, (len(self.blocks), self.hidden)).softmax(dim=-2)
         projected = torch.stack(
             [projection(part) for projection, part in zip(self.projections, inputs, strict=True)],
             dim=-2,
         )
-        logits: torch.Tensor = self.classifier((gates * projected).sum(dim=-2))
-        return logits
+        fused = nn.functional.gelu((gates * projected).sum(dim=-2))
+        return {"logits": self.classifier(fused), "embedding": fused}
 
 
 @register("gmu")
+@dataclass(kw_only=True, eq=False, repr=False)
 class GMUHead(TorchHead):
     """A gated multimodal unit over two or more inputs; with one input it has nothing to gate.
 
     Args:
-        blocks: width of each input, in the order of the concatenated features; None for one.
         hidden: width of the fused vector.
         dropout: rate after the activations.
-        epochs: passes over the training rows.
-        batch_size: rows in a batch.
-        learning_rate: of AdamW at the start.
-        weight_decay: of AdamW.
-        schedule: ``cosine`` or ``constant``.
-        label_smoothing: share of the target spread over all classes.
-        random_state: seed of weights, batches and dropout.
     """
 
-    takes_blocks = True
+    hidden: int = 512
+    dropout: float = 0.3
 
-    def __init__(
-        self,
-        blocks: tuple[int, ...] | None = None,
-        hidden: int = 512,
-        dropout: float = 0.3,
-        epochs: int = 40,
-        batch_size: int = 64,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        schedule: Schedule = "cosine",
-        label_smoothing: float = 0.1,
-        random_state: int = 0,
-    ) -> None:
-        self.blocks = blocks
-        self.hidden = hidden
-        self.dropout = dropout
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule = schedule
-        self.label_smoothing = label_smoothing
-        self.random_state = random_state
+    gives_embedding: ClassVar[bool] = True
 
     def build(self, n_features: int, n_classes: int) -> nn.Module:
         """See `TorchHead.build`."""
-        blocks = resolve_blocks(self.blocks, n_features)
+        blocks, _ = self.inputs(n_features)
         return GatedUnit(blocks, self.hidden, self.dropout, n_classes)

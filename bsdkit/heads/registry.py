@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["get_head_class", "head_classes", "head_parameters", "make_head", "register"]
 
 ENTRY_POINT_GROUP = "bsdkit.heads"
-_INFRASTRUCTURE = {"base", "registry", "replicas", "torch_head"}
+_INFRASTRUCTURE = {"base", "class_weights", "normalize", "plain", "registry", "stack", "torch_head"}
 
 
 _log = logging.getLogger(__name__)
@@ -71,12 +71,17 @@ def get_head_class(name: str) -> type[Head]:
 def head_parameters(name: str) -> dict[str, Any]:
     """What a recipe may set of a head: its parameters with their defaults."""
     signature = inspect.signature(get_head_class(name).__init__)
-    hidden = {"self", "blocks", "random_state"}
+    hidden = {"self", "blocks", "families", "random_state"}
     return {k: p.default for k, p in signature.parameters.items() if k not in hidden}
 
 
 def make_head(
-    name: str, settings: Mapping[str, Any], *, blocks: tuple[int, ...], random_state: int = 0
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    blocks: tuple[int, ...],
+    families: tuple[int, ...] | None = None,
+    random_state: int = 0,
 ) -> Head:
     """A head with these settings, not fitted.
 
@@ -84,6 +89,7 @@ def make_head(
         name: a registered name.
         settings: parameters by name.
         blocks: width of each input, for heads that take several.
+        families: family number of each class, for heads that know families.
         random_state: the seed.
 
     Raises:
@@ -97,4 +103,6 @@ def make_head(
     arguments: dict[str, Any] = {**settings, "random_state": random_state}
     if cls.takes_blocks:
         arguments["blocks"] = blocks
+    if cls.takes_families:
+        arguments["families"] = families
     return cls(**arguments)

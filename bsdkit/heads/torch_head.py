@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,151 +14,168 @@ from torch import nn
 
 from bsdkit.errors import HeadError
 from bsdkit.heads.base import FloatArray, Head
-from bsdkit.heads.replicas import (
-    Replica,
-    Schedule,
-    Score,
-    TrainedReplica,
-    TrainingSettings,
-    train_replicas,
-)
+from bsdkit.heads.normalize import normalize_rows, resolve_blocks, resolve_kinds
+from bsdkit.heads.stack.engine import INPUT_MEAN, INPUT_SCALE, train_replicas
+from bsdkit.heads.stack.layers import as_stackable, sample_subnetworks
+from bsdkit.heads.stack.losses import as_output
+from bsdkit.heads.stack.options import TrainingOptions
+from bsdkit.heads.stack.replica import Replica, TrainingData
 
-__all__ = ["BlockNorm", "TorchHead", "resolve_blocks"]
+__all__ = ["TorchHead"]
 
 IntArray = npt.NDArray[np.int64]
 
-_NARROW = 8
 
+@dataclass(kw_only=True, eq=False, repr=False)
+class TorchHead(TrainingOptions, Head):
+    """A head trained in stacks; a subclass says what the network is.
 
-def resolve_blocks(blocks: Sequence[int] | None, n_features: int) -> tuple[int, ...]:
-    """Widths of the inputs whose concatenation has n_features columns; None is one input.
-
-    Raises:
-        HeadError: they do not add up.
-    """
-    widths = tuple(blocks) if blocks is not None else (n_features,)
-    if sum(widths) != n_features:
-        raise HeadError(f"blocks {widths} add up to {sum(widths)}; X has {n_features} features")
-    return widths
-
-
-class BlockNorm(nn.Module):
-    """LayerNorm of each input apart, so that one on a large scale does not drown the others.
-
-    An input of a few numbers is passed on as it is: taking mean and scale from it would
-    leave little (of two numbers, only which one is larger).
+    A subclass is a dataclass too: its fields are its parameters, beside those of
+    `TrainingOptions`, whose defaults it may change. ``fit`` trains one network on all rows it
+    is given, for a fixed number of epochs, with no rows held out; `train_replicas` trains many
+    at once and can choose each one's best epoch.
 
     Args:
-        blocks: width of each input; features are their concatenation.
+        blocks: width of each input, in the order of the concatenated features; None for one.
+        families: family number of each class, by its position in `classes_`, or by its value
+            where classes are 0, 1, ...; None where every class is its own family.
+        normalize: one of `bsdkit.heads.normalize.NORMALIZATIONS` for all inputs, or one each.
+        random_state: seed of weights, batches, dropout and augmentation.
     """
 
-    def __init__(self, blocks: tuple[int, ...]) -> None:
-        super().__init__()
-        self.blocks = blocks
-        self.norms = nn.ModuleList(
-            nn.LayerNorm(width) if width >= _NARROW else nn.Identity() for width in blocks
-        )
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The normalised inputs, [batch, width] each, of features [batch, sum(blocks)]."""
-        parts = torch.split(x, list(self.blocks), dim=-1)
-        return [norm(part) for norm, part in zip(self.norms, parts, strict=True)]
-
-
-class TorchHead(Head):
-    """A head trained by AdamW on cross-entropy; a subclass says what the network is.
-
-    ``fit`` trains one network on all rows it is given, for a fixed number of epochs, with
-    no rows held out; `fit_stack` trains many at once and can choose each one's best epoch.
-    """
+    blocks: tuple[int, ...] | None = None
+    families: tuple[int, ...] | None = None
+    normalize: str | Sequence[str] = "layer"
+    random_state: int = 0
 
     is_stochastic: ClassVar[bool] = True
+    takes_blocks: ClassVar[bool] = True
+    takes_families: ClassVar[bool] = True
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    schedule: Schedule
-    label_smoothing: float
-    random_state: int
+    may_differ: ClassVar[frozenset[str]] = frozenset({"dropout"})
+    """Parameters of the network that may differ between the replicas of a stack."""
+
+    gives_embedding: ClassVar[bool] = False
+    """Whether the network returns its last hidden layer, for the contrastive loss."""
+
+    gives_cosine: ClassVar[bool] = False
+    """Whether the network returns cosines to class directions, for ArcFace."""
 
     @abstractmethod
     def build(self, n_features: int, n_classes: int) -> nn.Module:
-        """A fresh network from features [batch, n_features] to logits [batch, n_classes]."""
+        """A fresh network from normalised features [batch, n_features] to its output.
 
-    def settings(self) -> TrainingSettings:
-        """How the head trains."""
-        return TrainingSettings(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            schedule=self.schedule,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def fit_stack(
-        self,
-        X: npt.NDArray[np.float32],
-        y: IntArray,
-        n_classes: int,
-        replicas: Sequence[Replica],
-        *,
-        score: Score | None = None,
-        sample_weight: npt.NDArray[np.float32] | None = None,
-        device: str = "cpu",
-    ) -> list[TrainedReplica]:
-        """Networks of this head's settings for several sets of rows and seeds, trained as one.
-
-        Args:
-            X: features [n, dim] of all rows.
-            y: class positions [n], below n_classes.
-            n_classes: outputs of the network, whether or not each class occurs.
-            replicas: rows and seeds.
-            score: see `train_replicas`.
-            sample_weight: weights [n] in the loss.
-            device: where to train.
+        The output is as `bsdkit.heads.stack.losses.as_output` says. The network may use
+        nn.Dropout and nn.BatchNorm1d; anything else that is random or remembers cannot be
+        stacked.
         """
-        return train_replicas(
-            lambda: self.build(X.shape[1], n_classes),
-            X,
-            y,
-            replicas,
-            self.settings(),
-            score=score,
-            sample_weight=sample_weight,
-            device=device,
-        )
+
+    @property
+    def training(self) -> TrainingOptions:
+        """How the head trains."""
+        return self
+
+    def check(self) -> None:
+        """See `Head.check`."""
+        self.check_options()
+        name = type(self).__name__
+        if self.contrastive_weight and not self.gives_embedding:
+            raise HeadError(f"contrastive_weight is on; {name} has no hidden layer to contrast")
+        if self.arcface_weight and not self.gives_cosine:
+            raise HeadError(f"arcface_weight is on; {name} has no class directions")
+        dropout = getattr(self, "dropout", 0.0)
+        if not 0 <= dropout < 1:
+            raise HeadError(f"dropout is {dropout!r}, expected 0 to below 1")
+        resolve_kinds(self.normalize, 1 if isinstance(self.normalize, str) else len(self.normalize))
+
+    def stack_key(self) -> tuple[Any, ...]:
+        """What two heads must share to be trained as one stack."""
+        free = set(self.options()) - TrainingOptions.SHARED | self.may_differ | {"random_state"}
+        fixed = {k: _plain(v) for k, v in self.get_params().items() if k not in free}
+        return (type(self), *sorted(fixed.items()))
+
+    def inputs(self, n_features: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Width and normalisation of each input."""
+        blocks = resolve_blocks(self.blocks, n_features)
+        return blocks, resolve_kinds(self.normalize, len(blocks))
+
+    def prepare(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Features [n, dim] as a stack takes them: normalised row by row, where so asked."""
+        return normalize_rows(X, *self.inputs(X.shape[1]))
+
+    def class_families(self, n_classes: int) -> IntArray:
+        """Family number [n_classes] of each class.
+
+        Raises:
+            HeadError: there are more classes than `families` names.
+        """
+        if self.families is None:
+            return np.arange(n_classes)
+        families = np.asarray(self.families, np.int64)
+        classes = getattr(self, "classes_", None)
+        if len(families) != n_classes and classes is not None and classes.dtype.kind in "iu":
+            if 0 <= classes.min() and classes.max() < len(families):
+                families = families[classes]
+        if len(families) != n_classes:
+            raise HeadError(f"families names {len(families)} classes; there are {n_classes}")
+        return np.unique(families, return_inverse=True)[1].astype(np.int64)
 
     def fit(
         self, X: FloatArray, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
     ) -> Self:
         """See `Head.fit`."""
+        self.check()
         X, positions, weight = self._check_fit(X, y, sample_weight)
-        everything = Replica(np.arange(len(X)), np.arange(0), self.random_state)
-        (trained,) = self.fit_stack(
-            X, positions, len(self.classes_), [everything], sample_weight=weight
+        data = TrainingData(
+            self.prepare(X),
+            positions,
+            len(self.classes_),
+            weight=None if weight is None else weight[None],
         )
+        # rows of no weight are left out of the batches too, which batch normalisation would see
+        rows = np.arange(len(X)) if weight is None else np.flatnonzero(weight > 0)
+        everything = Replica(rows, np.arange(0), self.random_state)
+        (trained,) = train_replicas([self], data, [everything])
+        if trained.fault:
+            raise HeadError(f"training diverged: {trained.fault}; lower learning_rate?")
         self.n_iter_ = self.epochs
         self.losses_ = trained.losses
         return self._attach(trained.state)
 
     def _attach(self, state: Mapping[str, torch.Tensor]) -> Self:
         module = self.build(self.n_features_in_, len(self.classes_))
-        module.load_state_dict(dict(state))
+        own = dict(state)
+        self.input_mean_ = own.pop(INPUT_MEAN, None)
+        self.input_scale_ = own.pop(INPUT_SCALE, None)
+        module.load_state_dict(own)
         self.module_ = module.eval()
         return self
 
     def predict_proba(self, X: FloatArray) -> npt.NDArray[np.float64]:
         """See `Head.predict_proba`."""
         X = self._check_predict(X)
+        x = torch.from_numpy(self.prepare(X))
+        if self.input_mean_ is not None and self.input_scale_ is not None:
+            x = (x - self.input_mean_) / self.input_scale_
         with torch.inference_mode():
-            logits = self.module_(torch.from_numpy(X)).double()
-            return np.asarray(torch.softmax(logits, dim=1).numpy())
+            if not self.passes:
+                return self._probabilities(self.module_, x)
+            module = as_stackable(self.module_).eval()
+            total = np.zeros((len(x), len(self.classes_)))
+            for _ in sample_subnetworks(module, x[:1], self.passes, self.random_state):
+                total += self._probabilities(module, x)
+            return total / self.passes
+
+    def _probabilities(self, module: nn.Module, x: torch.Tensor) -> npt.NDArray[np.float64]:
+        logits = as_output(module(x))["logits"].double()
+        return np.asarray(torch.softmax(logits, dim=1).numpy())
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """See `Head.state`."""
-        return {name: tensor.numpy() for name, tensor in self.module_.state_dict().items()}
+        state = {name: tensor.numpy() for name, tensor in self.module_.state_dict().items()}
+        if self.input_mean_ is not None and self.input_scale_ is not None:
+            state |= {INPUT_MEAN: self.input_mean_.numpy(), INPUT_SCALE: self.input_scale_.numpy()}
+        return state
 
     def load_state(
         self, state: Mapping[str, npt.NDArray[Any]], classes: npt.NDArray[Any], n_features: int
@@ -165,3 +183,7 @@ class TorchHead(Head):
         """See `Head.load_state`."""
         self._restore(classes, n_features)
         return self._attach({n: torch.from_numpy(np.array(a)) for n, a in state.items()})
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, list | tuple) else value

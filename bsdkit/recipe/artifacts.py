@@ -54,7 +54,7 @@ def write_run(
             temporary / "ensemble.json",
             {
                 "split": recipe.split[0],
-                "members": recipe.ensemble_members,
+                "members": headline.metrics["ensemble"]["members"],
                 "weights": list(headline.ensemble.weights),
                 "prior": headline.prior.tolist(),
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,14 +11,81 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bsdkit.errors import HeadError, RecipeError, nearest
-from bsdkit.heads.registry import head_parameters
+from bsdkit.heads.registry import head_parameters, make_head
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
 
-__all__ = ["EnsembleRecipe", "MemberRecipe", "Recipe", "load_recipe"]
+__all__ = [
+    "EnsembleRecipe",
+    "MemberRecipe",
+    "Recipe",
+    "TuneRecipe",
+    "load_recipe",
+    "recipe_from",
+]
 
 
 # Names become folders, so they may not lead out of one.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def as_number(value: Any) -> Any:
+    """A number that YAML 1.1 reads as a word, such as 1e-3; anything else as it is."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+class DistillRecipe(BaseModel):
+    """Teachers of the development clips; see `bsdkit.train.plan.Distillation`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teachers: list[str] = Field(min_length=1)
+    soft: float = Field(0.5, ge=0)
+    hard: float = Field(0.0, ge=0)
+    temperature: float = Field(1.0, gt=0)
+
+
+class ExtraRecipe(BaseModel):
+    """Clips of another store to train on; see `bsdkit.train.plan.ExtraPlan`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    store: str
+    labels: Literal["given", "agreement", "soft"] = "given"
+    teachers: list[str] = []
+    weight: float = Field(1.0, gt=0)
+    at_least: int = Field(2, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    share: float | tuple[float, float] = 1.0
+    subset: Literal["all", "random", "confident"] = "all"
+    fraction: float = Field(1.0, gt=0, le=1)
+    stage: Literal["together", "before"] = "together"
+    constant_steps: bool = True
+    pretrain: dict[str, Any] = {}
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Between which the teachers' share is drawn."""
+        return (self.share, self.share) if isinstance(self.share, float) else self.share
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ExtraRecipe:
+        if not 0 <= self.shares[0] <= self.shares[1] <= 1:
+            raise ValueError(f"share is {self.share!r}, expected 0 to 1, the lower number first")
+        if self.labels == "given" and self.teachers:
+            raise ValueError("labels: given needs no teachers; write labels: agreement or soft")
+        if self.labels != "given" and not self.teachers:
+            raise ValueError(f"labels: {self.labels} needs teachers: names of other members")
+        if self.labels == "agreement" and self.at_least > len(self.teachers):
+            raise ValueError(
+                f"at_least is {self.at_least}; there are {len(self.teachers)} teachers to agree"
+            )
+        if self.subset == "confident" and self.labels == "given":
+            raise ValueError("subset: confident needs teachers who are; write subset: random")
+        if self.pretrain and self.stage != "before":
+            raise ValueError("pretrain is for stage: before")
+        return self
 
 
 class MemberRecipe(BaseModel):
@@ -29,8 +97,18 @@ class MemberRecipe(BaseModel):
     features: list[str] = Field(min_length=1)
     seeds: list[int] | None = Field(None, min_length=1)
     validation: float | None = Field(None, ge=0, lt=1)
+    confidence: Literal["none", "linear", "shifted", "binary"] = "none"
+    min_confidence: float = Field(0.0, ge=0, le=5)
+    distill: DistillRecipe | None = None
+    extra: ExtraRecipe | None = None
+    probabilities: list[str] = []
 
-    @field_validator("features", mode="before")
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: Any) -> Any:
+        return {k: as_number(v) for k, v in data.items()} if isinstance(data, dict) else data
+
+    @field_validator("features", "probabilities", mode="before")
     @classmethod
     def _one_feature(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
@@ -39,6 +117,12 @@ class MemberRecipe(BaseModel):
     def settings(self) -> dict[str, Any]:
         """Parameters of the head."""
         return dict(self.model_extra or {})
+
+    @property
+    def teachers(self) -> list[str]:
+        """Members that must be trained before it."""
+        found = [*(self.distill.teachers if self.distill else [])]
+        return [*found, *(self.extra.teachers if self.extra else []), *self.probabilities]
 
     @model_validator(mode="after")
     def _known_parameters(self) -> MemberRecipe:
@@ -52,9 +136,52 @@ class MemberRecipe(BaseModel):
             is_number = isinstance(default, int | float) and not isinstance(default, bool)
             if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{key} is {value!r}, expected a number such as {default}")
+            if isinstance(default, bool) != isinstance(value, bool):
+                raise ValueError(f"{key} is {value!r}, expected one such as {default!r}")
             if isinstance(default, int) and not isinstance(value, int):
                 raise ValueError(f"{key} is {value!r}, expected a whole number such as {default}")
+        # widths are not known before a store is opened; everything else can be refused now
+        widths = (1,) * (len(self.features) + len(self.probabilities))
+        for settings in (self.settings, {**self.settings, **self._pretraining}):
+            make_head(self.head, settings, blocks=widths).check()
         return self
+
+    @property
+    def _pretraining(self) -> dict[str, Any]:
+        return self.extra.pretrain if self.extra else {}
+
+
+class TuneRecipe(BaseModel):
+    """What `bsdkit tune` searches.
+
+    Attributes:
+        member: whose settings; None for the one that the keys name.
+        trials: settings tried in each study.
+        search: by key, ``{low: .., high: .., log: ..}`` or a list of choices.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    member: Name | None = None
+    trials: int = Field(default=100, ge=1)
+    search: dict[str, Any] = {}
+
+    @field_validator("search")
+    @classmethod
+    def _ranges_or_choices(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key, space in value.items():
+            if isinstance(space, list):
+                continue
+            if not isinstance(space, dict) or not {"low", "high"} <= set(space):
+                raise ValueError(f"{key} is {space!r}, expected {{low: .., high: ..}} or a list")
+            for part in set(space) - {"low", "high", "log"}:
+                choices = nearest(part, ("low", "high", "log"))
+                raise ValueError(f"unknown key {part!r} of {key}: {choices}")
+            for part, kind in (("low", "a number"), ("high", "a number"), ("log", "true or false")):
+                found = space.get(part, False)
+                if isinstance(found, bool) != (part == "log") or not isinstance(found, int | float):
+                    raise ValueError(f"{key}.{part} is {found!r}, expected {kind}")
+        return value
 
 
 class EnsembleRecipe(BaseModel):
@@ -87,6 +214,7 @@ class Recipe(BaseModel):
         expect: fields of a feature's spec that must hold, by feature.
         missing: ``refuse`` a store that lacks rows of a feature, or ``skip`` those clips in
             the members that need it.
+        tune: what `bsdkit tune` searches.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,6 +232,7 @@ class Recipe(BaseModel):
     ensemble: EnsembleRecipe = Field(default_factory=EnsembleRecipe)
     expect: dict[str, dict[str, Any]] = {}
     missing: Literal["refuse", "skip"] = "refuse"
+    tune: TuneRecipe | None = None
 
     @field_validator("split", mode="before")
     @classmethod
@@ -127,6 +256,16 @@ class Recipe(BaseModel):
                 raise ValueError(
                     f"ensemble.members names {member!r}: {nearest(member, self.members)}"
                 )
+        for name, member_recipe in self.members.items():
+            for teacher in member_recipe.teachers:
+                others = [other for other in self.members if other != name]
+                if teacher not in others:
+                    raise ValueError(
+                        f"members.{name} names the teacher {teacher!r}: {nearest(teacher, others)}"
+                    )
+        if self.tune and self.tune.member and self.tune.member not in self.members:
+            choices = nearest(self.tune.member, self.members)
+            raise ValueError(f"tune.member names {self.tune.member!r}: {choices}")
         if "file" in self.split and not self.split_file:
             raise ValueError("split: file needs split_file: a CSV with the columns sound_id,fold")
         seeds = [self.seeds, *(m.seeds for m in self.members.values() if m.seeds)]
@@ -170,12 +309,25 @@ def load_recipe(path: Path | str) -> Recipe:
         raise RecipeError(f"{path}{where}: {problem}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must hold key: value lines, found {type(data).__name__}")
+    return recipe_from({"name": path.stem, **data}, str(path))
+
+
+def recipe_from(data: dict[str, Any], origin: str) -> Recipe:
+    """The recipe that a mapping says.
+
+    Args:
+        data: as a YAML file holds it.
+        origin: what an error names as its place.
+
+    Raises:
+        RecipeError: see `load_recipe`.
+    """
     try:
-        return Recipe.model_validate({"name": path.stem, **data})
+        return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_first_problem(error, data)}") from None
+        raise RecipeError(f"{origin}: {_first_problem(error, data)}") from None
     except HeadError as error:
-        raise RecipeError(f"{path}: {error}") from None
+        raise RecipeError(f"{origin}: {error}") from None
 
 
 def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
@@ -186,7 +338,13 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
     place = [str(part) for part in first["loc"]]
     where = ".".join(place)
     if first["type"] == "extra_forbidden":
-        model = {"ensemble": EnsembleRecipe}.get(place[0], Recipe) if len(place) > 1 else Recipe
+        models: dict[str, type[BaseModel]] = {
+            "ensemble": EnsembleRecipe,
+            "extra": ExtraRecipe,
+            "distill": DistillRecipe,
+            "tune": TuneRecipe,
+        }
+        model = models.get(place[-2], Recipe) if len(place) > 1 else Recipe
         return f"unknown key {where!r}: {nearest(place[-1], model.model_fields)}"
     if first["type"] == "missing":
         found: Any = data

@@ -1,5 +1,14 @@
 """Members: a head with its inputs and settings, trained over folds and seeds."""
 
-from bsdkit.train.member import MemberModel, MemberPlan, MemberResult, train_member
+from bsdkit.train.member import MemberModel, MemberResult, predict_member, train_members
+from bsdkit.train.plan import Inputs, MemberPlan, Task
 
-__all__ = ["MemberModel", "MemberPlan", "MemberResult", "train_member"]
+__all__ = [
+    "Inputs",
+    "MemberModel",
+    "MemberPlan",
+    "MemberResult",
+    "Task",
+    "predict_member",
+    "train_members",
+]

@@ -8,20 +8,24 @@ import importlib.metadata
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import bsdkit.heads
 import bsdkit.train
 from bsdkit.dataset import Clips
-from bsdkit.errors import CorruptStore
+from bsdkit.errors import CorruptStore, StoreError
+from bsdkit.heads.registry import head_parameters
 from bsdkit.splits import Split
-from bsdkit.store.files import atomic_h5, open_h5, replace_folder
-from bsdkit.train.member import MemberModel, MemberPlan, MemberResult
+from bsdkit.store.files import atomic_h5, open_h5
+from bsdkit.train.member import MemberModel, MemberResult
+from bsdkit.train.plan import MemberPlan
 
-__all__ = ["load_member", "member_key", "save_member"]
+__all__ = ["load_member", "load_pairs", "member_key", "save_member", "save_pairs"]
 
 
 @functools.cache
@@ -29,7 +33,7 @@ def _code_digest() -> str:
     """A hash of the source that decides what training gives."""
     digest = hashlib.sha256()
     for package in (bsdkit.heads, bsdkit.train):
-        for file in sorted(Path(package.__path__[0]).glob("*.py")):
+        for file in sorted(Path(package.__path__[0]).rglob("*.py")):
             digest.update(file.read_bytes())
     for name in ("metrics.py", "splits.py"):
         digest.update((Path(bsdkit.heads.__path__[0]).parent / name).read_bytes())
@@ -44,6 +48,8 @@ def member_key(
     device: str,
     *,
     is_grouped: bool,
+    context: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
 ) -> str:
     """A hash of everything that a member's probabilities depend on.
 
@@ -54,13 +60,26 @@ def member_key(
         split: the folds.
         device: where it is trained.
         is_grouped: whether inner validation keeps groups apart.
+        context: keys of its teachers and a digest of its extra clips.
+        folds: the folds it is trained for; None for all.
     """
-    versions = {n: importlib.metadata.version(n) for n in ("numpy", "torch", "scikit-learn")}
+    packages = ("numpy", "torch", "scikit-learn", "lightgbm")
+    versions = {name: importlib.metadata.version(name) for name in packages}
     facts = {
         "head": plan.head,
-        "settings": dict(plan.settings),
+        # a default that a recipe spells out is the same setting
+        "settings": {**head_parameters(plan.head), **plan.settings},
         "seeds": plan.used_seeds,
         "validation": plan.validation if plan.uses_validation else 0,
+        "confidence": [plan.confidence, plan.min_confidence, clips.confidence.tolist()]
+        if plan.confidence != "none" or plan.min_confidence > 0
+        else None,
+        # teachers are known by what they learned from (context), not by their names
+        "distillation": plan.distillation and {**vars(plan.distillation), "teachers": None},
+        "extra": plan.extra
+        and {**vars(plan.extra), "teachers": None, "pretrain": dict(plan.extra.pretrain)},
+        "context": list(context),
+        "folds": None if folds is None else list(folds),
         "features": feature_checksums,
         "split": split.digest(clips),
         "labels": clips.labels.tolist(),
@@ -75,6 +94,8 @@ def member_key(
 
 def save_member(folder: Path, result: MemberResult) -> None:
     """Writes a member's models and probabilities; the folder appears whole or not at all.
+
+    A folder that is there already stays: it was written by another process with the same key.
 
     Raises:
         StoreError: the disk is full.
@@ -95,10 +116,15 @@ def save_member(folder: Path, result: MemberResult) -> None:
             {"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist(), **m.history}
             for m in result.models
         ]
-        (temporary / "models.json").write_text(json.dumps(models, indent=1) + "\n")
+        described = {"models": models, "faults": list(result.faults)}
+        (temporary / "models.json").write_text(json.dumps(described, indent=1) + "\n")
         with atomic_h5(temporary / "oof.h5") as file:
             file.create_dataset("probabilities", data=result.probabilities)
-        replace_folder(temporary, folder)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():
+                raise StoreError(f"cannot write {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -119,11 +145,25 @@ def load_member(folder: Path) -> MemberResult:
             f"{folder} is not a whole member ({error}); delete it and run bsdkit fit again"
         ) from None
     models = []
-    for entry in described:
+    for entry in described["models"]:
         prefix = f"fold{entry['fold']}.seed{entry['seed']}."
         state = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
         history = {k: v for k, v in entry.items() if k not in ("fold", "seed", "classes")}
         classes = np.array(entry["classes"], np.int64)
         models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history))
     with open_h5(folder / "oof.h5") as file:
-        return MemberResult(file["probabilities"][()], tuple(models))
+        probabilities = file["probabilities"][()]
+    return MemberResult(probabilities, tuple(models), tuple(described["faults"]))
+
+
+def save_pairs(path: Path, probabilities: npt.NDArray[np.float64]) -> None:
+    """Writes what a member says of development clips to the students of each fold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_h5(path) as file:
+        file.create_dataset("probabilities", data=probabilities)
+
+
+def load_pairs(path: Path) -> npt.NDArray[np.float64]:
+    """What `save_pairs` wrote."""
+    with open_h5(path) as file:
+        return np.asarray(file["probabilities"][()])

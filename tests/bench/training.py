@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from measure import Row, Sizes, alternate, compare, made_up_features, made_up_labels
 from sklearn.model_selection import StratifiedKFold
+from torch import nn
 from usual_trainer import ClipFiles, UsualSettings, train_usual, write_clip_files
 
 from bsdkit.heads.mlp import MLPHead
 from bsdkit.heads.registry import make_head
+from bsdkit.heads.stack.losses import as_output
+from bsdkit.onednn import is_faster, linear
 from bsdkit.splits import OFFICIAL_SEED, Split, inner_validation
 from bsdkit.taxonomy import BST
-from bsdkit.train.member import MemberPlan, MemberResult, train_member
+from bsdkit.train import Inputs, MemberPlan, MemberResult, Task, train_members
 
 HIDDEN, BATCH = 512, 64
 # All of it stands here, so that a changed default of the head cannot move the figures.
@@ -34,13 +37,26 @@ SETTINGS: dict[str, object] = {
 VALIDATION = 0.2
 
 
+class UsualNetwork(nn.Module):
+    """The head's network behind the layer normalisation that its inputs get."""
+
+    def __init__(self, network: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.normalize = nn.LayerNorm(dim, elementwise_affine=False)
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return as_output(self.network(self.normalize(x)))["logits"]
+
+
 def matrix_products(
     n_replicas: int, n_rows: int, dim: int, n_classes: int, epochs: int
 ) -> Callable[[], None]:
     """The products of a stack's training steps and nothing else: no gather, update or score.
 
-    A step multiplies forward, for the gradient of each weight, and for the gradient of each
-    input: the first layer's is needed too, by the LayerNorm before it, which has weights.
+    A step multiplies forward, for the gradient of each weight, and for the gradient of the
+    hidden layer. The first layer's input needs none: nothing before it is learned. The products
+    go through the library that the trainer uses on this processor.
 
     Args:
         n_replicas: networks in the stack.
@@ -55,15 +71,23 @@ def matrix_products(
     inputs, outputs = draw(n_replicas, BATCH, dim), draw(n_replicas, BATCH, n_classes)
     widths = [min(BATCH, n_rows - start) for start in range(0, n_rows, BATCH)]
 
+    def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if not is_faster():
+            return torch.bmm(x, weight.mT)
+        return torch.stack([linear(x[i], weight[i], None) for i in range(n_replicas)])
+
     def run() -> None:
         for width in widths * epochs:
             x, gradient = inputs[:, :width], outputs[:, :width]
-            hidden = torch.bmm(x, first.mT)
+            hidden = multiply(x, first)
             torch.bmm(hidden, second.mT)
             torch.bmm(gradient.mT, hidden)
             hidden_gradient = torch.bmm(gradient, second)
-            torch.bmm(hidden_gradient.mT, x)
-            torch.bmm(hidden_gradient, first)
+            if is_faster():
+                for i in range(n_replicas):
+                    linear(hidden_gradient[i].t().contiguous(), x[i].t(), None)
+            else:
+                torch.bmm(hidden_gradient.mT, x)
 
     return run
 
@@ -92,7 +116,8 @@ def _training_rows(sizes: Sizes, folder: Path) -> list[Row]:
         plan = MemberPlan(
             "mlp", "mlp", {**SETTINGS, "epochs": epochs}, ("clap.audio",), seeds, VALIDATION
         )
-        return train_member(plan, X, blocks, labels, is_present, split, None, BST)
+        inputs = {plan.features: Inputs(X, blocks, is_present)}
+        return train_members([plan], inputs, Task(labels, BST, split))["mlp"]
 
     fit, validation = inner_validation(split.train(0), labels, None, fraction=VALIDATION)
     rows = (fit, validation, split.test(0))
@@ -101,7 +126,7 @@ def _training_rows(sizes: Sizes, folder: Path) -> list[Row]:
         head = make_head("mlp", SETTINGS, blocks=blocks)
         assert isinstance(head, MLPHead)
         probabilities = train_usual(
-            lambda: head.build(sizes.dim, len(BST)),
+            lambda: UsualNetwork(head.build(sizes.dim, len(BST)), sizes.dim),
             lambda rows: ClipFiles(folder, ids, labels, rows),
             rows,
             UsualSettings(epochs, BATCH, 1e-3, 1e-2, 0.1, sizes.n_workers, seed=0),

@@ -10,8 +10,7 @@ from bsdkit.dataset import Clips, read_dataset
 from bsdkit.errors import CorruptStore, HeadError
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
-from bsdkit.train import MemberPlan, train_member
-from bsdkit.train.member import predict_member
+from bsdkit.train import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.train.saved import load_member, member_key, save_member
 
 TREE = Taxonomy.flat(["a", "b", "c", "rare"])
@@ -38,8 +37,19 @@ PLANS = [plan("linear"), plan("mlp", hidden=16, epochs=15, learning_rate=0.01)]
 
 def train(p: MemberPlan, present: np.ndarray | None = None):  # type: ignore[no-untyped-def]
     X, labels, split = problem()
+    return train_on(p, X, labels, split, present)
+
+
+def train_on(  # type: ignore[no-untyped-def]
+    p: MemberPlan,
+    X: np.ndarray,
+    labels: np.ndarray,
+    split: Split,
+    present: np.ndarray | None = None,
+):
     present = np.ones(len(X), bool) if present is None else present
-    return train_member(p, X, (12,), labels, present, split, None, TREE)
+    inputs = {p.features: Inputs(X, (X.shape[1],), present)}
+    return train_members([p], inputs, Task(labels, TREE, split))[p.name]
 
 
 @pytest.mark.parametrize("p", PLANS, ids=lambda p: p.head)
@@ -60,7 +70,7 @@ def test_every_tested_clip_is_predicted_once_by_models_that_did_not_see_it(p: Me
     scrambled = labels.copy()
     test = split.test(2)
     scrambled[test] = np.roll(labels[test], 1)
-    other = train_member(p, X, (12,), scrambled, np.ones(150, bool), split, None, TREE)
+    other = train_on(p, X, scrambled, split)
     assert (other.mean[test] == result.mean[test]).all()
     assert not np.array_equal(other.mean[split.test(1)], result.mean[split.test(1)])
 
@@ -81,8 +91,10 @@ def test_a_saved_member_is_the_same_member(p: MemberPlan, tmp_path: Path) -> Non
     loaded = load_member(tmp_path / "member")
     assert np.array_equal(loaded.probabilities, result.probabilities, equal_nan=True)
     X = problem()[0]
-    expected = predict_member(p, result.models, X, (12,), 4)
-    assert (predict_member(p, loaded.models, X, (12,), 4) == expected).all()
+    expected = predict_member(p, result.models, Inputs(X, (12,), np.ones(150, bool)), TREE)
+    assert (
+        predict_member(p, loaded.models, Inputs(X, (12,), np.ones(150, bool)), TREE) == expected
+    ).all()
     assert [p.name for p in tmp_path.iterdir()] == ["member"]
     weights = tmp_path / "member" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
@@ -139,4 +151,4 @@ def test_a_fold_with_one_class_is_named() -> None:
     X, labels, split = problem()
     labels = np.where(split.fold == 1, 1, 0)
     with pytest.raises(HeadError, match=r"fold 1 of split 'test' has \d+ clips of 1 class"):
-        train_member(PLANS[0], X, (12,), labels, np.ones(150, bool), split, None, TREE)
+        train_on(PLANS[0], X, labels, split)
