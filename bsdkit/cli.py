@@ -229,6 +229,162 @@ def fit_command(
     )
 
 
+@_command(app, "ablate")
+def ablate_command(
+    recipe: Annotated[Path, typer.Argument(help="The baseline, e.g. recipes/starter.yaml.")],
+    others: Annotated[list[Path] | None, typer.Argument(help="Recipes to compare with it.")] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE,VALUE,... e.g. members.fused.dropout=0,0.3; all combinations."
+        ),
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="Member to compare, or 'ensemble'; default: what differs.")
+    ] = "",
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    device: DeviceOption = "cpu",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train again what was trained before.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
+) -> None:
+    """Compare variants of a recipe with it on the same clips; says which clear the noise."""
+    from bsdkit.recipe.ablate import ablate, variants_of
+    from bsdkit.recipe.schema import load_recipe
+    from bsdkit.recipe.vary import combinations, parse_variation
+    from bsdkit.report.ablation import ablation_markdown, print_ablation
+
+    note, console = _console(stderr=True), _console()
+    baseline = load_recipe(recipe)
+    changes = combinations([parse_variation(text) for text in vary]) if vary else []
+    variants = variants_of(baseline, changes, [load_recipe(path) for path in others or []])
+    result = ablate(
+        baseline,
+        variants,
+        runs,
+        judged=judge,
+        device=device,
+        reuse=not fresh,
+        on_step=lambda line: note.print(line, style="dim"),
+    )
+    if markdown:
+        typer.echo(ablation_markdown(result))
+    else:
+        print_ablation(console, result)
+    note.print(
+        f"{result.n_trained} members trained, {result.n_reused} reused in {result.seconds:.1f} s",
+        style="dim",
+    )
+
+
+@_command(app, "tune")
+def tune_command(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Settings tried in each study; default 100.")
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=VALUE,VALUE; default: the recipe's, or "
+            "common settings of the head."
+        ),
+    ] = None,
+    member: Annotated[
+        str, typer.Option(help="Member to tune; default: the one that the keys name.")
+    ] = "",
+    nested: Annotated[
+        Literal["folds", "none"],
+        typer.Option(help="Search again without each fold for an honest score, or not at all."),
+    ] = "folds",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the settings tried.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    device: DeviceOption = "cpu",
+) -> None:
+    """Search a member's settings, scored on clips that had no say; run again to go on."""
+    from bsdkit.recipe.schema import load_recipe
+    from bsdkit.recipe.tune import tune
+    from bsdkit.report.tune_tables import print_tuning
+
+    note, console = _console(stderr=True), _console()
+    tuning = tune(
+        load_recipe(recipe),
+        runs,
+        member=member,
+        search=search or (),
+        trials=trials,
+        nested=nested == "folds",
+        workers=workers,
+        seed=seed,
+        device=device,
+        on_step=lambda line: note.print(line, style="dim"),
+    )
+    print_tuning(console, tuning)
+    console.print(
+        f"{tuning.n_trained} models of a setting and fold trained in {tuning.seconds:.1f} s; "
+        f"trials: {tuning.folder / 'trials.csv'}"
+    )
+    console.print(f"next: bsdkit fit {tuning.folder / 'best.yaml'}")
+
+
+@_command(app, "label-quality")
+def label_quality_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            parser=as_location,
+            metavar="PLACE",
+            help="A labelled store with the run's features; default the run's own clips.",
+        ),
+    ] = None,
+    member: Annotated[str, typer.Option(help="Judge by one member instead of the ensemble.")] = "",
+    out: Annotated[Path, typer.Option(help="Where to write one row a clip.")] = Path(
+        "label_issues.csv"
+    ),
+    method: Annotated[
+        Literal["off-diagonal", "noise-rate"],
+        typer.Option(help="Fewer and surer issues, or as many as the estimate asks for."),
+    ] = "off-diagonal",
+    rank_by: Annotated[
+        Literal["margin", "self-confidence"], typer.Option(help="What orders the issues.")
+    ] = "margin",
+    top: Annotated[int, typer.Option(min=0, help="Issues shown.")] = 20,
+    min_clips: Annotated[
+        int, typer.Option(min=1, help="Clips that an uploader needs to be shown.")
+    ] = 5,
+) -> None:
+    """Say which labels are likely wrong, by models that did not see the clips; writes a CSV."""
+    from bsdkit.recipe.artifacts import load_run
+    from bsdkit.recipe.predict import out_of_fold, predict_run, training_clips
+    from bsdkit.report.label_tables import print_label_quality
+    from bsdkit.store.store import Store
+    from bsdkit.train.label_quality import label_quality, write_label_issues
+
+    loaded = load_run(run)
+    if store is None:
+        quality = label_quality(
+            loaded.clips, out_of_fold(loaded, member), method=method, rank_by=rank_by
+        )
+    else:
+        opened = Store(store)
+        quality = label_quality(
+            opened.clips,
+            predict_run(loaded, opened, member).seen,
+            trained_on=training_clips(loaded, member),
+            method=method,
+            rank_by=rank_by,
+        )
+    write_label_issues(out, quality)
+    print_label_quality(_console(), quality, n_top=top, min_clips=min_clips)
+    typer.echo(f"{len(quality.clips)} rows written to {out}")
+
+
 @_command(app, "predict")
 def predict_command(
     run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],

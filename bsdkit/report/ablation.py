@@ -1,0 +1,142 @@
+"""What an ablation found, as a table for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from bsdkit.metrics import Comparison, Interval, Spread
+from bsdkit.report.tables import percent
+
+__all__ = ["ENSEMBLE", "Ablation", "Judged", "ablation_markdown", "print_ablation"]
+
+ENSEMBLE = "ensemble"
+"""What is judged where no member is: the nested ensemble."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One variant beside the baseline.
+
+    Attributes:
+        name: what it is called in the table.
+        score: hF_strict of its out-of-fold predictions, seeds averaged, with its interval.
+        seeds: of hF_strict over single seeds.
+        difference: variant minus baseline, by a paired bootstrap over clips.
+        seed_differences: of the same seeds' hF_strict, variant minus baseline.
+        p_value: of the difference, adjusted for all variants (Holm).
+        verdict: ``gain`` or ``loss`` where the adjusted p is below 0.05 and the difference is
+            more than twice the standard error of `seed_differences`; else ``within noise``.
+            ``diverged`` where a model did.
+        fault: the first model's, if it diverged.
+    """
+
+    name: str
+    score: Interval | None
+    seeds: Spread | None
+    difference: Comparison | None
+    seed_differences: Spread | None
+    p_value: float
+    verdict: str
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The outcome of `ablate`.
+
+    Attributes:
+        judged: what was judged: a member's name, or `ENSEMBLE`.
+        split: under which folds.
+        n_clips: how many clips were tested.
+        baseline: the score of the recipe as it stands.
+        baseline_seeds: over its single seeds.
+        variants: in the order given.
+        n_trained: members trained now.
+        n_reused: members trained before.
+        seconds: wall-clock seconds.
+    """
+
+    judged: str
+    split: str
+    n_clips: int
+    baseline: Interval
+    baseline_seeds: Spread
+    variants: tuple[Judged, ...]
+    n_trained: int
+    n_reused: int
+    seconds: float
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
+    base = ablation.baseline
+    rows: list[tuple[str, ...]] = [
+        ("the recipe as it stands", percent(base.value), _interval(base),
+         _spread(ablation.baseline_seeds), "", "", "", "")
+    ]  # fmt: skip
+    for one in ablation.variants:
+        if one.score is None or one.difference is None or one.seeds is None:
+            rows.append((one.name, "", "", "", "", "", "", f"{one.verdict}: {one.fault}"))
+            continue
+        assert one.seed_differences is not None
+        d = one.difference
+        rows.append(
+            (
+                one.name,
+                percent(one.score.value),
+                _interval(one.score),
+                _spread(one.seeds),
+                f"{_signed(d.difference)} [{_signed(d.low)}, {_signed(d.high)}]",
+                f"{_signed(one.seed_differences.mean)} {_spread(one.seed_differences)}".strip(),
+                f"{one.p_value:.3f}",
+                one.verdict,
+            )
+        )
+    return rows
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{percent(interval.low, 1)}, {percent(interval.high, 1)}]"
+
+
+def _spread(found: Spread) -> str:
+    return f"± {percent(found.standard_deviation)}" if found.n > 1 else ""
+
+
+_COLUMNS = (
+    "variant", "hF_strict", "95 % interval", "seeds", "difference", "seed by seed", "p (Holm)",
+    "verdict",
+)  # fmt: skip
+
+
+def print_ablation(console: Console, ablation: Ablation) -> None:
+    """Prints one row a variant, the baseline first."""
+    what = ablation.judged if ablation.judged == ENSEMBLE else f"member {ablation.judged}"
+    title = f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold"
+    table = Table(title=title, title_justify="left")
+    for column in _COLUMNS:
+        is_text = column in ("variant", "verdict")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+    styles = {"gain": "green", "loss": "red"}
+    for row in _rows(ablation):
+        table.add_row(*row, style=styles.get(row[-1], ""))
+    console.print(table)
+    n_gain = sum(one.verdict == "gain" for one in ablation.variants)
+    n_loss = sum(one.verdict == "loss" for one in ablation.variants)
+    console.print(
+        f"of {len(ablation.variants)} variants {n_gain} gain and {n_loss} lose; the others are "
+        "within noise"
+    )
+
+
+def ablation_markdown(ablation: Ablation) -> str:
+    """The same as a Markdown table."""
+    aligned = ["---" if c in ("variant", "verdict") else "---:" for c in _COLUMNS]
+    rows = [_COLUMNS, tuple(aligned), *_rows(ablation)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
