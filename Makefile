@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench bench-extract starter clean
+.PHONY: help setup demo test test-all lint type bench bench-extract ablations starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,13 @@ bench: setup ## the numbers to hold, as ratios measured in one run
 
 bench-extract: setup ## extraction beside its models alone and a plain loop (ARGS="--device cuda")
 	@$(BIN)/python tests/bench/extract.py $(ARGS)
+
+ABLATIONS := input head loss regularise optimise teach noisy
+
+ablations: setup ## every head, loss and way of using noisy labels beside the starter's fused member
+	@for group in $(ABLATIONS); do echo "## $$group"; echo; \
+		$(BIN)/bsdkit ablate recipes/ablations/base.yaml recipes/ablations/$$group-*.yaml --markdown || exit; \
+		echo; done
 
 starter: setup ## build the starter sounds and embed them into cache/starter and cache/starter-noisy
 	$(BIN)/bsdkit starter data/starter

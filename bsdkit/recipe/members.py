@@ -218,9 +218,7 @@ class Workbench:
             self._say(f"training {len(names)} members, {task.split.name} folds")
         wave = [replace(plans[name], name=name) for name in names]
         said = {
-            plan.name: self._opinions(plan, plans, task, results)
-            for plan in wave
-            if plan.teachers
+            plan.name: self._opinions(plan, plans, task, results) for plan in wave if plan.teachers
         }
         trained = train_members(
             wave,
@@ -253,9 +251,7 @@ class Workbench:
                 )
         clips = extra = None
         if plan.distillation is not None:
-            clips = np.stack(
-                [self._pairs(plans[t], task) for t in plan.distillation.teachers]
-            )
+            clips = np.stack([self._pairs(plans[t], task) for t in plan.distillation.teachers])
         if plan.extra is not None and plan.extra.teachers:
             said = []
             for name in plan.extra.teachers:

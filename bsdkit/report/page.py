@@ -105,6 +105,9 @@ def _protocol(name: str, result: Mapping[str, Any], taxonomy: Taxonomy, is_headl
             f"<p>Never predicted: {', '.join(nested['never_predicted'])}. The official hF "
             "leaves such a class out of its mean; hF_strict counts it as 0.</p>"
         )
+    for member, faults in result["left_out"].items():
+        reason = f"{member} diverged and is left out: {faults[0]} ({len(faults)} models in all)."
+        parts.append(f"<p>{html.escape(reason)}</p>")
     if result["unseen"]:
         named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
         parts.append(f"<p>Tested without a training clip: {named}.</p>")

@@ -23,7 +23,7 @@ from bsdkit.taxonomy import Taxonomy
 
 __all__ = ["FittedModel", "PlainUnit", "StackUnit", "run_units"]
 
-_LARGE = 3e11
+_LARGE = 1.5e12
 """Operations from which starting other processes, which takes seconds, pays (measured)."""
 
 _REPLICAS_IN_A_STACK = 60

@@ -14,9 +14,12 @@ from bsdkit.heads.torch_head import TorchHead
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Distillation", "ExtraClips", "ExtraPlan", "Inputs", "MemberPlan", "Task"]
+__all__ = ["Distillation", "ExtraClips", "ExtraPlan", "Features", "Inputs", "MemberPlan", "Task"]
 
 IntArray = npt.NDArray[np.int64]
+
+Features = tuple[str, ...]
+"""Names of the features that a member takes, in order."""
 
 
 @dataclass(frozen=True)

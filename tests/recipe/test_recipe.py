@@ -53,6 +53,26 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         (("members:", "folds: 1\nmembers:"), "folds is 1"),
         (("members:", "name: ../evil\nmembers:"), "name is '../evil'"),
         (("features: aisfx", "features: []"), "features"),
+        (("hidden: 64", "dropout: 1.5"), "dropout is 1.5, expected 0 to below 1"),
+        (("hidden: 64", "schedule: cosin"), "schedule is 'cosin': did you mean 'cosine'"),
+        (("hidden: 64", "drop_last: 1"), "drop_last is 1, expected one such as False"),
+        (("hidden: 64", "distill: {teachers: [bb]}"), "names the teacher 'bb': did you mean 'b'"),
+        (("hidden: 64", "distill: {teachers: [a]}"), "names the teacher 'a'"),
+        (("hidden: 64", "probabilities: c"), "names the teacher 'c'"),
+        (("hidden: 64", "extra: {labels: soft}"), "'members.a.extra.store' is missing"),
+        (("hidden: 64", "extra: {store: x, labels: soft}"), "needs teachers"),
+        (("hidden: 64", "extra: {store: x, lables: soft}"), "unknown key.*'labels'"),
+        (("hidden: 64", "extra: {store: x, teachers: [b]}"), "given needs no teachers"),
+        (
+            ("hidden: 64", "extra: {store: x, labels: agreement, teachers: [b]}"),
+            "at_least is 2; there are 1 teachers",
+        ),
+        (("hidden: 64", "extra: {store: x, share: [0.9, 0.2]}"), "the lower number first"),
+        (("hidden: 64", "extra: {store: x, pretrain: {epochs: 3}}"), "pretrain is for stage"),
+        (
+            ("hidden: 64", "extra: {store: x, stage: before, pretrain: {epoch: 3}}"),
+            "no parameter 'epoch': did you mean 'epochs'",
+        ),
         (("head: mlp", "head: {mlp"), "line"),
     ],
 )
@@ -62,6 +82,11 @@ def test_a_mistake_is_one_line_with_the_nearest(
     with pytest.raises(RecipeError, match=message) as caught:
         load(tmp_path, GOOD.replace(*change, 1))
     assert "\n" not in str(caught.value) and "some.yaml" in str(caught.value)
+
+
+def test_numbers_that_yaml_reads_as_words_are_numbers(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD.replace("hidden: 64", "learning_rate: 1e-3, weight_decay: 1E-4"))
+    assert recipe.members["a"].settings == {"learning_rate": 0.001, "weight_decay": 0.0001}
 
 
 def test_what_is_no_recipe(tmp_path: Path) -> None:
