@@ -83,9 +83,13 @@ class TorchHead(TrainingOptions, Head):
             raise HeadError(f"contrastive_weight is on; {name} has no hidden layer to contrast")
         if self.arcface_weight and not self.gives_cosine:
             raise HeadError(f"arcface_weight is on; {name} has no class directions")
-        dropout = getattr(self, "dropout", 0.0)
-        if not 0 <= dropout < 1:
-            raise HeadError(f"dropout is {dropout!r}, expected 0 to below 1")
+        for rate in sorted(parameter for parameter in self.may_differ if "dropout" in parameter):
+            value = getattr(self, rate, 0.0)
+            if not 0 <= value < 1:
+                raise HeadError(f"{rate} is {value!r}, expected 0 to below 1")
+        n_inputs = len(self.blocks) if self.blocks is not None else 1
+        if self.same_class_swap and not -n_inputs <= self.swap_input < n_inputs:
+            raise HeadError(f"swap_input is {self.swap_input!r}; there are {n_inputs} inputs")
         resolve_kinds(self.normalize, 1 if isinstance(self.normalize, str) else len(self.normalize))
 
     def stack_key(self) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from bsdkit.combine.ensemble import combine
 from bsdkit.device import check_device
-from bsdkit.errors import RecipeError, nearest
+from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.metrics import Interval, Spread, bootstrap, compare, evaluate, holm, spread
 from bsdkit.recipe.members import Workbench, member_plan
 from bsdkit.recipe.schema import Recipe
@@ -51,22 +52,12 @@ def variants_of(
         variant = changed(recipe, changes)
         shown = ", ".join(f"{key[len(prefix) :]}={value}" for key, value in changes.items())
         if variant.model_dump() != recipe.model_dump():
+            _check_comparable(recipe, variant, shown)
             variants[shown] = variant
     for other in others:
         if other.model_dump() == recipe.model_dump():
             continue
-        for field in ("store", "folds", "split_seed", "split_file"):
-            mine, theirs = getattr(recipe, field), getattr(other, field)
-            if mine != theirs:
-                raise RecipeError(
-                    f"recipe {other.name} has {field}: {theirs}, {recipe.name} has {mine}; they "
-                    "can only be compared on the same clips and folds"
-                )
-        if other.split[0] != recipe.split[0]:
-            raise RecipeError(
-                f"recipe {other.name} is scored on {other.split[0]} folds, {recipe.name} on "
-                f"{recipe.split[0]}; their first splits must be the same"
-            )
+        _check_comparable(recipe, other, f"recipe {other.name}")
         variants[other.name] = other
     if not variants:
         raise RecipeError(
@@ -74,6 +65,22 @@ def variants_of(
             "name other recipes"
         )
     return variants
+
+
+def _check_comparable(recipe: Recipe, variant: Recipe, shown: str) -> None:
+    """Refuses a variant that is scored on other clips or reads other inputs."""
+    for name in ("store", "folds", "split_seed", "split_file", "missing", "expect"):
+        mine, theirs = getattr(recipe, name), getattr(variant, name)
+        if mine != theirs:
+            raise RecipeError(
+                f"{shown} has {name}: {theirs}, {recipe.name} has {mine}; they can only be "
+                "compared on the same clips, folds and inputs"
+            )
+    if variant.split[0] != recipe.split[0]:
+        raise RecipeError(
+            f"{shown} is scored on {variant.split[0]} folds, {recipe.name} on {recipe.split[0]}; "
+            "their first splits must be the same"
+        )
 
 
 def ablate(
@@ -122,7 +129,12 @@ def ablate(
         wanted = variant.ensemble_members if judged == ENSEMBLE else [judged]
         for name in _with_teachers(variant, wanted):
             plans[_key(i, name)] = _renamed(member_plan(name, variant), i)
-    trained = bench.train(plans, task)
+    try:
+        trained = bench.train(plans, task)
+    except HeadError as error:
+        labels = ["the baseline", *variants]
+        named = re.sub(r"'(\d+):([^']*)'", lambda m: f"{m[2]!r} of {labels[int(m[1])]}", str(error))
+        raise HeadError(named) from None
     if on_step:
         on_step("comparing")
     found = []
@@ -178,6 +190,9 @@ def _what_differs(recipe: Recipe, variants: Mapping[str, Recipe]) -> str:
     for variant in variants.values():
         mine, theirs = recipe.model_dump(), variant.model_dump()
         own, other = mine.pop("members"), theirs.pop("members")
+        for described in ("name", "description", "tune"):
+            mine.pop(described)
+            theirs.pop(described)
         if mine != theirs or own.keys() != other.keys():
             return ENSEMBLE
         members |= {name for name in own if own[name] != other[name]}
@@ -186,10 +201,10 @@ def _what_differs(recipe: Recipe, variants: Mapping[str, Recipe]) -> str:
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Predicted classes [n_tested], and those of each seed; or why there are none."""
+    """Predicted classes [n_tested], and those by seed; or why there are none."""
 
     classes: npt.NDArray[np.int64] | None
-    seeds: tuple[npt.NDArray[np.int64], ...] = ()
+    seeds: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     fault: str = ""
 
 
@@ -206,7 +221,9 @@ def _predictions(
         result = members[names[0]]
         mean = combine(result.mean[None], [1.0], fallback)
         seeds = [combine(p[None], [1.0], fallback) for p in result.probabilities]
-        return _Predictions(mean[rows].argmax(1), tuple(p[rows].argmax(1) for p in seeds))
+        used = member_plan(names[0], recipe).used_seeds
+        by_seed = {seed: p[rows].argmax(1) for seed, p in zip(used, seeds, strict=True)}
+        return _Predictions(mean[rows].argmax(1), by_seed)
     together = combine_members(recipe, clips, task.split, members).nested
     # seeds of an ensemble: the i-th seed of every member that has several, plainly averaged
     n_seeds = max(len(members[name].probabilities) for name in names)
@@ -214,7 +231,9 @@ def _predictions(
     for i in range(n_seeds):
         of_seed = [members[n].probabilities[i % len(members[n].probabilities)] for n in names]
         seeds.append(combine(np.stack(of_seed), np.ones(len(names)), fallback))
-    return _Predictions(together[rows].argmax(1), tuple(p[rows].argmax(1) for p in seeds))
+    return _Predictions(
+        together[rows].argmax(1), {i: p[rows].argmax(1) for i, p in enumerate(seeds)}
+    )
 
 
 def _judge(
@@ -227,8 +246,11 @@ def _judge(
 ) -> Ablation:
     taxonomy, labels = task.taxonomy, task.labels[task.split.tested]
 
-    def of_seeds(predictions: _Predictions) -> list[float]:
-        return [evaluate(labels, p, taxonomy, warn=False)["hF_strict"] for p in predictions.seeds]
+    def of_seeds(predictions: _Predictions) -> dict[int, float]:
+        return {
+            seed: evaluate(labels, p, taxonomy, warn=False)["hF_strict"]
+            for seed, p in predictions.seeds.items()
+        }
 
     def interval(classes: npt.NDArray[np.int64]) -> Interval:
         return bootstrap(labels, classes, taxonomy)["hF_strict"]
@@ -250,11 +272,11 @@ def _judge(
             variants.append(fault)
             continue
         own_seeds = of_seeds(one)
-        paired = spread(a - b for a, b in zip(own_seeds, base_seeds, strict=False))
+        paired = _paired(own_seeds, base_seeds)
         verdict = _verdict(comparisons[name].difference, adjusted[name], paired)
         variants.append(
             Judged(
-                name, interval(one.classes), spread(own_seeds), comparisons[name], paired,
+                name, interval(one.classes), spread(own_seeds.values()), comparisons[name], paired,
                 adjusted[name], verdict,
             )
         )  # fmt: skip
@@ -263,12 +285,20 @@ def _judge(
         split=task.split.name,
         n_clips=len(labels),
         baseline=interval(baseline.classes),
-        baseline_seeds=spread(base_seeds),
+        baseline_seeds=spread(base_seeds.values()),
         variants=tuple(variants),
         n_trained=bench.n_trained,
         n_reused=bench.n_reused,
         seconds=time.perf_counter() - started,
     )
+
+
+def _paired(own: Mapping[int, float], base: Mapping[int, float]) -> Spread:
+    """Differences of the seeds that both have; of the means, where they share none."""
+    shared = own.keys() & base.keys()
+    if not shared:
+        return spread([float(np.mean([*own.values()]) - np.mean([*base.values()]))])
+    return spread(own[seed] - base[seed] for seed in sorted(shared))
 
 
 def _verdict(difference: float, p_value: float, seeds: Spread) -> str:

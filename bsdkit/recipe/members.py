@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import HeadError, IncompleteStore, RecipeError
 from bsdkit.recipe.schema import Recipe
-from bsdkit.splits import make_split
+from bsdkit.splits import make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.store import Features, Store
 from bsdkit.train.member import (
@@ -102,6 +102,7 @@ class Workbench:
         self.n_missing: dict[str, int] = {}
         self.n_trained = self.n_reused = 0
         self._inputs: dict[tuple[str, ...], Inputs] = {}
+        self._new_pairs: set[Path] = set()
         self._extras: dict[tuple[str, tuple[str, ...]], tuple[ExtraClips, str]] = {}
 
     def task(self, protocol: str) -> Task:
@@ -114,7 +115,12 @@ class Workbench:
         split = make_split(
             protocol, clips, n_folds=recipe.folds, seed=recipe.split_seed, path=recipe.split_file
         )
-        is_grouped = protocol == "group"
+        # folds from a file that keep uploaders apart are to be kept so in everything
+        is_grouped = protocol == "group" or (
+            protocol == "file"
+            and bool((clips.uploader.astype(str) != "").any())
+            and not len(shared_groups(split, clips.groups))
+        )
         return Task(
             labels=clips.labels,
             taxonomy=clips.taxonomy,
@@ -275,14 +281,15 @@ class Workbench:
         return said
 
     def _pairs(self, plan: MemberPlan, task: Task) -> npt.NDArray[np.float64]:
-        if plan.teachers:
+        if plan.teachers or plan.extra is not None:
             raise HeadError(
-                f"member {plan.name!r} learns from members itself, so it cannot teach development "
-                "clips or be an input"
+                f"member {plan.name!r} learns from members or extra clips itself, so it cannot "
+                "teach development clips or be an input"
             )
         path = self.runs / ".members" / f"{self._key(plan, task, {}, None)}.pairs.h5"
-        if self._reuse and path.is_file():
+        if path.is_file() and (self._reuse or path in self._new_pairs):
             return load_pairs(path)
+        self._new_pairs.add(path)
         self._say(f"training {plan.name} without two folds at a time, to teach with")
         probabilities = pair_probabilities(plan, self.inputs(plan), task)
         save_pairs(path, probabilities)
@@ -334,6 +341,9 @@ class Workbench:
             raise RecipeError(f"extra store {place} has no clip with {', '.join(plan.features)}")
         facts = [features.infos[f].checksum for f in plan.features]
         facts += [str(other.ids.tolist()), str(labels.tolist()), str(other.uploader.tolist())]
+        facts.append(str(is_copy.tolist()))
+        # extra clips are left out by the names of uploaders, of which a key knows the groups
+        facts.append(str(own.uploader.tolist()))
         digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
         self._extras[known] = (clips, digest)
         return self._extras[known]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bsdkit.combine.ensemble import combine
 from bsdkit.dataset import Clips
-from bsdkit.errors import CorruptStore, RecipeError, nearest
+from bsdkit.errors import CorruptStore, RecipeError, StoreError, nearest
 from bsdkit.recipe.artifacts import Run
 from bsdkit.recipe.members import member_inputs, member_plan
 from bsdkit.store.files import open_h5
@@ -127,6 +127,14 @@ def training_clips(run: Run, member: str = "") -> list[Clips]:
     return [run.clips, *(Store(store).clips for store in stores)]
 
 
+def _known_ids(run: Run, member: str) -> npt.NDArray[np.str_]:
+    try:
+        tables = training_clips(run, member)
+    except StoreError:  # an extra store that is gone cannot be asked
+        tables = [run.clips]
+    return np.concatenate([table.ids.astype(str) for table in tables])
+
+
 def predict_run(run: Run, store: Store, member: str = "") -> Prediction:
     """Predictions of a run's ensemble, or of one member, for every clip of a store.
 
@@ -164,6 +172,6 @@ def predict_run(run: Run, store: Store, member: str = "") -> Prediction:
         probabilities=probabilities,
         fallback=tuple(ids[is_unseen.all(axis=0)]),
         partial=tuple(ids[is_unseen.any(axis=0) & ~is_unseen.all(axis=0)]),
-        trained_on=tuple(ids[np.isin(ids.astype(str), run.clips.ids.astype(str))]),
+        trained_on=tuple(ids[np.isin(ids.astype(str), _known_ids(run, member))]),
         truth=store.clips.taxonomy.decode(store.clips.labels) if has_truth else None,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import head_parameters, make_head
+from bsdkit.heads.stack.options import TrainingOptions
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
 
 __all__ = [
@@ -33,6 +36,22 @@ def as_number(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
     return value
+
+
+def _check_settings(head: str, settings: Mapping[str, Any], fields: set[str]) -> None:
+    """Refuses settings that a head does not have, or of another type than its default."""
+    known = head_parameters(head)
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"head {head!r} takes no {key!r}: {nearest(key, {*known, *fields})}")
+        default = known[key]
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{key} is {value!r}, expected a number such as {default}")
+        if isinstance(default, bool) != isinstance(value, bool):
+            raise ValueError(f"{key} is {value!r}, expected one such as {default!r}")
+        if isinstance(default, int) and not isinstance(value, int):
+            raise ValueError(f"{key} is {value!r}, expected a whole number such as {default}")
 
 
 class DistillRecipe(BaseModel):
@@ -64,6 +83,11 @@ class ExtraRecipe(BaseModel):
     constant_steps: bool = True
     pretrain: dict[str, Any] = {}
 
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return {k: as_number(v) for k, v in value.items()} if isinstance(value, dict) else value
+
     @property
     def shares(self) -> tuple[float, float]:
         """Between which the teachers' share is drawn."""
@@ -83,6 +107,10 @@ class ExtraRecipe(BaseModel):
             )
         if self.subset == "confident" and self.labels == "given":
             raise ValueError("subset: confident needs teachers who are; write subset: random")
+        if self.subset == "all" and self.fraction < 1:
+            raise ValueError(
+                f"fraction is {self.fraction!r} of subset: all; write subset: random or confident"
+            )
         if self.pretrain and self.stage != "before":
             raise ValueError("pretrain is for stage: before")
         return self
@@ -126,20 +154,14 @@ class MemberRecipe(BaseModel):
 
     @model_validator(mode="after")
     def _known_parameters(self) -> MemberRecipe:
-        known = head_parameters(self.head)
         fields = set(type(self).model_fields)
-        for key, value in self.settings.items():
-            if key not in known:
-                choices = nearest(key, {*known, *fields})
-                raise ValueError(f"head {self.head!r} takes no {key!r}: {choices}")
-            default = known[key]
-            is_number = isinstance(default, int | float) and not isinstance(default, bool)
-            if is_number and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{key} is {value!r}, expected a number such as {default}")
-            if isinstance(default, bool) != isinstance(value, bool):
-                raise ValueError(f"{key} is {value!r}, expected one such as {default!r}")
-            if isinstance(default, int) and not isinstance(value, int):
-                raise ValueError(f"{key} is {value!r}, expected a whole number such as {default}")
+        _check_settings(self.head, self.settings, fields)
+        if self._pretraining:
+            known = {option.name for option in dataclasses.fields(TrainingOptions)}
+            for key in self._pretraining:
+                if key not in known:
+                    raise ValueError(f"extra.pretrain takes no {key!r}: {nearest(key, known)}")
+            _check_settings(self.head, self._pretraining, set())
         # widths are not known before a store is opened; everything else can be refused now
         widths = (1,) * (len(self.features) + len(self.probabilities))
         for settings in (self.settings, {**self.settings, **self._pretraining}):
@@ -263,6 +285,29 @@ class Recipe(BaseModel):
                     raise ValueError(
                         f"members.{name} names the teacher {teacher!r}: {nearest(teacher, others)}"
                     )
+            for teacher in member_recipe.extra.teachers if member_recipe.extra else []:
+                if self.members[teacher].probabilities:
+                    raise ValueError(
+                        f"members.{name} has the teacher {teacher!r}, whose inputs include "
+                        "probabilities; such a member cannot judge clips of another store"
+                    )
+            share = (
+                self.validation if member_recipe.validation is None else member_recipe.validation
+            )
+            settings = member_recipe.settings
+            needs = [
+                key
+                for key, is_on in (
+                    ("patience", bool(settings.get("patience"))),
+                    ("schedule: plateau", settings.get("schedule") == "plateau"),
+                )
+                if is_on
+            ]
+            if needs and not share:
+                raise ValueError(
+                    f"members.{name} has {needs[0]}, which needs validation clips; write "
+                    "validation: 0.2"
+                )
         if self.tune and self.tune.member and self.tune.member not in self.members:
             choices = nearest(self.tune.member, self.members)
             raise ValueError(f"tune.member names {self.tune.member!r}: {choices}")
@@ -271,6 +316,8 @@ class Recipe(BaseModel):
         seeds = [self.seeds, *(m.seeds for m in self.members.values() if m.seeds)]
         if any(len(set(s)) != len(s) for s in seeds):
             raise ValueError("a seed stands twice")
+        if any(seed < 0 for s in seeds for seed in s):
+            raise ValueError("a seed is negative, expected 0 or more")
         return self
 
     @property

@@ -103,7 +103,13 @@ def rows_of_folds(
 
 
 def fold_rows(
-    plan: MemberPlan, inputs: Inputs, task: Task, key: int, train: IntArray, test: IntArray
+    plan: MemberPlan,
+    inputs: Inputs,
+    task: Task,
+    key: int,
+    train: IntArray,
+    test: IntArray,
+    named: str = "",
 ) -> FoldRows:
     """The rows of one model; only rows that it trains on are chosen by confidence.
 
@@ -115,7 +121,7 @@ def fold_rows(
     n_classes = len(np.unique(task.labels[train[confident[train]]]))
     if n_classes < 2:
         raise HeadError(
-            f"member {plan.name!r}: fold {key} of split {task.split.name!r} has "
+            f"member {plan.name!r}: {named or f'fold {key}'} of split {task.split.name!r} has "
             f"{int(confident[train].sum())} clips of {n_classes} class to train on; at least 2 "
             "classes are needed"
         )
@@ -187,6 +193,12 @@ def fit_on_probabilities(
             "extra clips nor distill"
         )
     assert said.inputs is not None
+    n_untested = int((task.split.fold < 0).sum())
+    if n_untested:
+        raise HeadError(
+            f"member {plan.name!r} takes probabilities of other members, and {n_untested} clips of "
+            f"split {task.split.name!r} are tested by no fold: every model has seen them"
+        )
     steps = []
     for k in folds:
         own = inputs.with_probabilities(said.inputs[:, k])
@@ -262,6 +274,7 @@ def fit_with_teachers(
             [np.concatenate([share[k], targets[s].soft_share[k]]) for s, k in views]
         ),
     )
+    pretraining = replace(spec, settings={**spec.settings, **plan.extra.pretrain})
     replicas, before = [], []
     for row in rows:
         for s, seed in enumerate(plan.used_seeds):
@@ -272,14 +285,13 @@ def fit_with_teachers(
             n_all = len(row.fit) + int(targets[s].n_rows[row.key])
             if plan.extra.stage == "before":
                 n_before = int(targets[s].n_rows[row.key])
-                steps = _constant_steps(plan, spec, len(used), n_before)
+                steps = _constant_steps(plan, pretraining, len(used), n_before)
                 before.append(replace(blank, fit_rows=used, n_steps=steps))
                 replicas.append(blank)
             else:
                 steps = _constant_steps(plan, spec, len(together), n_all)
                 replicas.append(replace(blank, fit_rows=together, n_steps=steps))
     if before:
-        pretraining = replace(spec, settings={**spec.settings, **plan.extra.pretrain})
         first = yield from _fit_stack(plan, inputs, pretraining, data, before, rows, task)
         replicas = [
             replace(replica, initial=_as_tensors(model))

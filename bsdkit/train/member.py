@@ -146,18 +146,19 @@ def pair_probabilities(plan: MemberPlan, inputs: Inputs, task: Task) -> FloatArr
     rows = []
     for i, (j, k) in enumerate(pairs):
         train = np.flatnonzero((split.fold != j) & (split.fold != k))
-        rows.append(fold_rows(plan, inputs, task, i, train, train[:0]))
+        named = f"without the folds {k} and {j}"
+        rows.append(fold_rows(plan, inputs, task, i, train, train[:0], named))
     steps = fit_plain([plan], {plan.features: inputs}, task, {plan.name: rows})
     fitted = run_together([steps], task)[0][plan.name][0].fitted
     said = np.full((split.n_folds, len(inputs.X), n_classes), np.nan)
     for i, (j, k) in enumerate(pairs):
-        models = [model for row, _, model in fitted if row.key == i and not model.fault]
+        models = [(m, s) for row, s, m in fitted if row.key == i and not m.fault]
         if not models:
             raise HeadError(f"member {plan.name!r} diverged without the folds {k} and {j}")
         for student, taught in ((k, split.test(j)), (j, split.test(k))):
             present = taught[inputs.is_present[taught]]
             if len(present):
-                total = [_predict(plan, m, inputs, present, task.taxonomy) for m in models]
+                total = [_predict(plan, m, s, inputs, present, task.taxonomy) for m, s in models]
                 said[student, present] = np.mean(total, axis=0)
     return said
 
@@ -175,7 +176,7 @@ def opinions_of(
     rows = np.flatnonzero(extra.inputs.is_present)
     for k in range(task.split.n_folds):
         models = [m for m in result.models if m.fold == k]
-        total = [_predict(plan, m, extra.inputs, rows, task.taxonomy) for m in models]
+        total = [_predict(plan, m, m.seed, extra.inputs, rows, task.taxonomy) for m in models]
         said[k, rows] = np.mean(total, axis=0)
     return said
 
@@ -192,7 +193,7 @@ def predict_member(
     if len(rows):
         total = np.zeros((len(rows), len(taxonomy)))
         for model in models:
-            total += _predict(plan, model, inputs, rows, taxonomy)
+            total += _predict(plan, model, model.seed, inputs, rows, taxonomy)
         result[rows] = total / len(models)
     return result
 
@@ -209,14 +210,36 @@ def _result(plan: MemberPlan, task: Task, parts: Sequence[Part]) -> MemberResult
             elif len(row.test):
                 i = plan.used_seeds.index(seed)
                 probabilities[i, row.test] = _predict(
-                    plan, model, part.inputs, row.test, task.taxonomy
+                    plan, model, seed, part.inputs, row.test, task.taxonomy
                 )
+    faults += _abnormal(models)
     return MemberResult(probabilities, tuple(models), tuple(faults))
+
+
+def _abnormal(models: Sequence[MemberModel]) -> list[str]:
+    """Models that learned nothing where most of the member's others did."""
+    scores, learned = [], []
+    for model in models:
+        kept = [v for k, v in model.history.items() if k.startswith("validation_")]
+        found: list[float] = kept[0] if kept else []
+        losses = model.history.get("losses", [])
+        if not found or len(losses) < 2 or not np.isfinite(losses).all():
+            return []
+        scores.append(max(found))
+        learned.append(1 - losses[-1] / losses[0])
+    typical, usual = float(np.median(scores or [0])), float(np.median(learned or [0]))
+    return [
+        f"fold {m.fold}, seed {m.seed}: validation score {score:.3f}, half of its models reach "
+        f"{typical:.3f}, and its loss did not fall"
+        for m, score, fall in zip(models, scores, learned, strict=True)
+        if 0 <= score < 0.5 * typical and fall < 0.1 * usual
+    ]
 
 
 def _predict(
     plan: MemberPlan,
     model: MemberModel | FittedModel,
+    seed: int,
     inputs: Inputs,
     rows: IntArray,
     taxonomy: Taxonomy,
@@ -227,7 +250,7 @@ def _predict(
         plan.settings,
         blocks=inputs.blocks,
         families=families_of(taxonomy),
-        random_state=getattr(model, "seed", 0),
+        random_state=seed,
     )
     head.load_state(model.state, model.classes, inputs.X.shape[1])
     probabilities = np.zeros((len(rows), len(taxonomy)))

@@ -103,6 +103,9 @@ def test_variants_of_the_ensemble_and_whole_recipes(tmp_path: Path) -> None:
     ):
         with pytest.raises(RecipeError, match=said):
             variants_of(r, [], [other])
+    for change in ({"folds": 4}, {"split": ["stratified"]}, {"split_seed": 9}, {"missing": "skip"}):
+        with pytest.raises(RecipeError, match="compared on the same|first splits must be the same"):
+            variants_of(r, [change])
     with pytest.raises(RecipeError, match="no variant that differs"):
         variants_of(r, [{"members.a.hidden": 16}])
     with pytest.raises(RecipeError, match="there is no member 'c'"):

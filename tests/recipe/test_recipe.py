@@ -71,8 +71,21 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         (("hidden: 64", "extra: {store: x, pretrain: {epochs: 3}}"), "pretrain is for stage"),
         (
             ("hidden: 64", "extra: {store: x, stage: before, pretrain: {epoch: 3}}"),
-            "no parameter 'epoch': did you mean 'epochs'",
+            "pretrain takes no 'epoch': did you mean 'epochs'",
         ),
+        (
+            ("hidden: 64", "extra: {store: x, stage: before, pretrain: {hidden: 8}}"),
+            "pretrain takes no 'hidden'",
+        ),
+        (
+            ("hidden: 64", "extra: {store: x, stage: before, pretrain: {epochs: 2.5}}"),
+            "epochs is 2.5, expected a whole number",
+        ),
+        (("hidden: 64", "extra: {store: x, fraction: 0.5}"), "fraction is 0.5 of subset: all"),
+        (("hidden: 64", "validation: 0, patience: 3"), "patience, which needs validation clips"),
+        (("hidden: 64", "input_dropout: 1.0"), "input_dropout is 1.0"),
+        (("hidden: 64", "same_class_swap: 0.2, swap_input: 3"), "swap_input is 3; there are 1"),
+        (("members:", "seeds: [-1]\nmembers:"), "a seed is negative"),
         (("head: mlp", "head: {mlp"), "line"),
     ],
 )

@@ -11,6 +11,7 @@ from bsdkit.errors import CorruptStore, HeadError
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.train import Inputs, MemberPlan, Task, predict_member, train_members
+from bsdkit.train.member import MemberModel, _abnormal
 from bsdkit.train.saved import load_member, member_key, save_member
 
 TREE = Taxonomy.flat(["a", "b", "c", "rare"])
@@ -152,3 +153,17 @@ def test_a_fold_with_one_class_is_named() -> None:
     labels = np.where(split.fold == 1, 1, 0)
     with pytest.raises(HeadError, match=r"fold 1 of split 'test' has \d+ clips of 1 class"):
         train_on(PLANS[0], X, labels, split)
+
+
+def test_a_model_that_learned_nothing_where_the_others_did_is_named() -> None:
+    def model(fold: int, score: float, losses: list[float]) -> MemberModel:
+        history = {"losses": losses, "validation_hF_strict": [0.1, score]}
+        return MemberModel(fold, 0, np.arange(4), {}, history)
+
+    good = [model(k, 0.8, [1.4, 0.3]) for k in range(4)]
+    assert _abnormal(good) == [] and _abnormal([]) == []
+    (line,) = _abnormal([*good, model(4, 0.2, [1.4, 1.39])])
+    assert line.startswith("fold 4, seed 0: validation score 0.200, half of its models reach 0.8")
+    # a hard fold is no fault: the model learned, or all of them are as weak
+    assert _abnormal([*good, model(4, 0.2, [1.4, 0.4])]) == []
+    assert _abnormal([model(k, 0.01 * k, [1.4, 1.39]) for k in range(5)]) == []

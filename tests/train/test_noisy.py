@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bsdkit.dataset import read_dataset
 from bsdkit.errors import HeadError
+from bsdkit.recipe.members import Workbench, member_plan
+from bsdkit.recipe.schema import recipe_from
 from bsdkit.splits import Split
+from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
-from bsdkit.train import Inputs, MemberPlan, Task, train_members
+from bsdkit.train import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.train.member import opinions_of, pair_probabilities
 from bsdkit.train.noisy import (
     Opinions,
@@ -19,6 +24,7 @@ from bsdkit.train.noisy import (
 )
 from bsdkit.train.plan import Distillation, ExtraClips, ExtraPlan
 from bsdkit.train.weights import clip_weights, is_confident
+from tests.conftest import ROOT
 
 TREE = Taxonomy.flat(["a", "b", "c"])
 FEATURES = ("x",)
@@ -261,3 +267,55 @@ def test_probabilities_of_members_are_inputs_that_no_label_of_the_fold_reaches()
     scrambled = task.labels.copy()
     scrambled[test] = (scrambled[test] + 1) % 3
     assert (run(scrambled).mean[test] == result.mean[test]).all()
+
+
+def test_folds_from_a_file_that_keep_uploaders_apart_are_kept_so(tmp_path: Path) -> None:
+    rows = "".join(f"{i},c{i % 3},u{i // 6}\n" for i in range(90))
+    (tmp_path / "clips.csv").write_text("id,class,uploader\n" + rows)
+    store = Store.create(tmp_path / "store", read_dataset(tmp_path / "clips.csv", "flat")[0])
+    for name, folds in (("apart", [i // 6 % 3 for i in range(90)]), ("mixed", [*range(90)])):
+        path = tmp_path / f"{name}.csv"
+        text = "".join(f"{i},{fold % 3}\n" for i, fold in enumerate(folds))
+        path.write_text("sound_id,fold\n" + text)
+        recipe = recipe_from(
+            {
+                "name": "r", "store": str(store.path), "split": "file", "split_file": str(path),
+                "members": {"a": {"head": "linear", "features": "x"}},
+            },
+            "test",
+        )  # fmt: skip
+        task = Workbench(recipe, tmp_path / "runs").task("file")
+        assert (task.uploader is not None) == (name == "apart")
+
+
+def test_a_member_with_extra_clips_cannot_be_an_input(tmp_path: Path) -> None:
+    noisy = {"store": str(ROOT / "cache/starter-noisy")}
+    quick = {"features": "aisfx", "head": "mlp", "hidden": 8, "epochs": 1}
+    recipe = recipe_from(
+        {
+            "name": "r", "store": str(ROOT / "cache/starter"), "split": "group", "folds": 3,
+            "seeds": [0], "validation": 0,
+            "members": {
+                "t": {**quick, "extra": noisy},
+                "s": {**quick, "probabilities": "t"},
+            },
+        },
+        "test",
+    )  # fmt: skip
+    bench = Workbench(recipe, tmp_path)
+    plans = {name: member_plan(name, recipe) for name in recipe.members}
+    with pytest.raises(HeadError, match="'t' learns from members or extra clips itself"):
+        bench.train(plans, bench.task("group"))
+
+
+def test_predictions_with_passes_are_the_same_out_of_fold_and_later() -> None:
+    inputs, task = problem()
+    settings = {"hidden": 16, "epochs": 4, "passes": 3}
+    p = replace(plan(settings=settings), seeds=(5,))
+    result = train_members([p], {FEATURES: inputs}, task)["m"]
+    for k in range(5):
+        test = task.split.test(k)
+        own = Inputs(inputs.X[test], inputs.blocks, inputs.is_present[test])
+        models = tuple(m for m in result.models if m.fold == k)
+        again = predict_member(p, models, own, TREE)
+        np.testing.assert_allclose(again, result.mean[test], atol=1e-6)

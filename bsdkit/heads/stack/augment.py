@@ -40,7 +40,7 @@ class Augmentation:
         streams: one a replica.
         blocks: width of each input.
         fit_rows: rows that each replica trains on, from which swaps are drawn.
-        y: class positions [n] of all rows.
+        classes: class positions [n] of all rows, as each replica sees them.
         device: where the batches are.
 
     Draws are made for whole batches also where a step is shorter: how much a replica takes from
@@ -53,17 +53,17 @@ class Augmentation:
         streams: Sequence[np.random.Generator],
         blocks: tuple[int, ...],
         fit_rows: Sequence[IntArray],
-        y: IntArray,
+        classes: Sequence[IntArray],
         device: torch.device,
     ) -> None:
         self.options, self.streams = list(options), list(streams)
-        self._blocks, self._device, self._y = blocks, device, y
+        self._blocks, self._device, self._classes = blocks, device, list(classes)
         self._size = options[0].batch_size
         edges = np.concatenate([[0], np.cumsum(blocks)])
         self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
         self._by_class = [
             _rows_by_class(rows, y) if o.same_class_swap else None
-            for o, rows in zip(options, fit_rows, strict=True)
+            for o, rows, y in zip(options, fit_rows, classes, strict=True)
         ]
 
     @property
@@ -79,6 +79,7 @@ class Augmentation:
         self.options = [self.options[i] for i in which]
         self.streams = [self.streams[i] for i in which]
         self._by_class = [self._by_class[i] for i in which]
+        self._classes = [self._classes[i] for i in which]
 
     def mixing(self, n_real: IntArray, width: int) -> MixedBatch | None:
         """Draws how the rows of a step are mixed; None where no replica mixes.
@@ -136,7 +137,7 @@ class Augmentation:
             order, start, count = by_class
             chance, place = stream.random((2, self._size))[:, : rows.shape[1]]
             chosen = np.flatnonzero(chance < o.same_class_swap)
-            of = self._y[rows[i, chosen]]
+            of = self._classes[i][rows[i, chosen]]
             pick = start[of] + (place[chosen] * count[of]).astype(np.int64)
             columns = self._slices[o.swap_input]
             source = torch.from_numpy(order[np.minimum(pick, len(order) - 1)]).to(self._device)

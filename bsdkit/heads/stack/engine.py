@@ -43,7 +43,6 @@ INPUT_MEAN, INPUT_SCALE = "input.mean", "input.scale"
 """Names under which a replica's standardisation stands in its state."""
 
 _SMALL_STEP = 1e8  # operations; below it one core is faster than two (measured)
-_ABNORMAL = 0.5  # of the stack's median validation score
 
 
 class StackableHead(Protocol):
@@ -106,7 +105,7 @@ def train_replicas(
             stack.validate(epoch)
             if not stack.index:
                 break
-    trained = dict(zip(order, _judged(stack.results), strict=True))
+    trained = dict(zip(order, stack.results, strict=True))
     return [trained[i] for i in range(len(replicas))]
 
 
@@ -149,21 +148,6 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 1 << 30)
 
 
-def _judged(results: Sequence[TrainedReplica]) -> list[TrainedReplica]:
-    """The replicas with a fault written on those whose validation is far below the others'."""
-    best = [max(r.validation_scores) for r in results if r.validation_scores and not r.fault]
-    typical = float(np.median(best)) if best else math.nan
-    judged = []
-    for result in results:
-        score = max(result.validation_scores, default=math.nan)
-        # a negative score is a loss, which has no natural zero to compare with
-        if not result.fault and typical > 0 and score < _ABNORMAL * typical:
-            fault = f"validation score {score:.3f}, the median of the others is {typical:.3f}"
-            result = TrainedReplica(**{**vars(result), "fault": fault})
-        judged.append(result)
-    return judged
-
-
 class _Stack:
     def __init__(
         self,
@@ -176,6 +160,7 @@ class _Stack:
         self.options = [heads[r.head].training for r in replicas]
         self.shared = self.options[0]
         self.data, self.replicas, self.device = data, replicas, torch.device(device)
+        self._classes_of: dict[int, IntArray] = {}
         self.score = score(self.shared.selection) if score and self._needs_score else None
         self.X = torch.from_numpy(np.ascontiguousarray(data.X, np.float32)).to(self.device)
         self.y = torch.from_numpy(data.y).to(self.device)
@@ -215,7 +200,7 @@ class _Stack:
             [np.random.Generator(np.random.SFC64(s[2])) for s in streams],
             blocks,
             [r.fit_rows for r in replicas],
-            data.y,
+            [self._classes(r.view) for r in replicas],
             self.device,
         )
         families = heads[0].class_families(data.n_classes)
@@ -282,6 +267,16 @@ class _Stack:
         scale = torch.from_numpy(np.stack([scale for _, scale in found])).to(self.device)
         self.inverse = 1 / scale
 
+    def _classes(self, view: int) -> IntArray:
+        """The class [n] of each row in a view: the soft target's, once it outweighs the label."""
+        if view not in self._classes_of:
+            soft, share = self.data.soft, self.data.soft_share
+            y = self.data.y
+            if soft is not None and share is not None:
+                y = np.where(share[view] > 0.5, soft[view].argmax(axis=-1), y)
+            self._classes_of[view] = y
+        return self._classes_of[view]
+
     def _row_weights(self) -> npt.NDArray[np.float32]:
         """Weights [replicas, n] in the loss: the rows' own times their class's."""
         data = self.data
@@ -291,9 +286,10 @@ class _Stack:
                 weights[i] = data.weight[replica.view]
             if option.class_weight != "none":
                 rows = replica.fit_rows[weights[i, replica.fit_rows] > 0]
-                counts = np.bincount(data.y[rows], minlength=data.n_classes)
+                classes = self._classes(replica.view)
+                counts = np.bincount(classes[rows], minlength=data.n_classes)
                 by_class = class_weights(option.class_weight, counts, option.class_weight_beta)
-                weights[i] *= by_class.astype(np.float32)[data.y]
+                weights[i] *= by_class.astype(np.float32)[classes]
         return weights
 
     def _forward(
