@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bsdkit.combine.ensemble import combine
 from bsdkit.device import check_device
 from bsdkit.errors import HeadError, RecipeError, nearest
+from bsdkit.heads.registry import head_parameters
 from bsdkit.metrics import Interval, Spread, bootstrap, compare, evaluate, holm, spread
 from bsdkit.recipe.members import Workbench, member_plan
 from bsdkit.recipe.schema import Recipe
@@ -51,11 +52,11 @@ def variants_of(
     for changes in combinations:
         variant = changed(recipe, changes)
         shown = ", ".join(f"{key[len(prefix) :]}={value}" for key, value in changes.items())
-        if variant.model_dump() != recipe.model_dump():
+        if _resolved(variant) != _resolved(recipe):
             _check_comparable(recipe, variant, shown)
             variants[shown] = variant
     for other in others:
-        if other.model_dump() == recipe.model_dump():
+        if _resolved(other) == _resolved(recipe):
             continue
         _check_comparable(recipe, other, f"recipe {other.name}")
         variants[other.name] = other
@@ -65,6 +66,16 @@ def variants_of(
             "name other recipes"
         )
     return variants
+
+
+def _resolved(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says once defaults are filled in, without what changes no number."""
+    said = recipe.model_dump(exclude={"name", "description", "tune"})
+    for name, member in said["members"].items():
+        plan = member_plan(name, recipe)
+        said["members"][name] = {**head_parameters(plan.head), **member, "seeds": plan.seeds,
+                                 "validation": plan.validation}  # fmt: skip
+    return said
 
 
 def _check_comparable(recipe: Recipe, variant: Recipe, shown: str) -> None:
@@ -122,6 +133,14 @@ def ablate(
     bench = Workbench(recipe, runs, device=device, reuse=reuse, on_step=on_step)
     task = bench.task(recipe.split[0])
     recipes = {"": recipe, **variants}
+    if judged != ENSEMBLE and judged in recipe.members:
+        _check_it_varies(recipe, variants, judged)
+    n_seeds = {len(r.seeds) for r in recipes.values()}
+    if len(n_seeds) > 1:
+        raise RecipeError(
+            f"the recipes have {' and '.join(map(str, sorted(n_seeds)))} seeds; a mean of more "
+            "models is better for that alone, so write as many in each"
+        )
     plans: dict[str, MemberPlan] = {}
     for i, (label, variant) in enumerate(recipes.items()):
         if judged != ENSEMBLE and judged not in variant.members:
@@ -144,6 +163,17 @@ def ablate(
         }
         found.append(_predictions(variant, of_variant, bench, task, judged))
     return _judge(found, list(variants), bench, task, judged, started)
+
+
+def _check_it_varies(recipe: Recipe, variants: Mapping[str, Recipe], judged: str) -> None:
+    needed = _with_teachers(recipe, [judged])
+    own = {name: _resolved(recipe)["members"][name] for name in needed}
+    for variant in variants.values():
+        if judged not in variant.members or own != {
+            name: _resolved(variant)["members"].get(name) for name in needed
+        }:
+            return
+    raise RecipeError(f"member {judged!r} does not depend on anything that varies")
 
 
 def _key(i: int, name: str) -> str:
@@ -188,11 +218,8 @@ def _what_differs(recipe: Recipe, variants: Mapping[str, Recipe]) -> str:
     """The one member in which variants differ from the recipe, or the ensemble."""
     members: set[str] = set()
     for variant in variants.values():
-        mine, theirs = recipe.model_dump(), variant.model_dump()
+        mine, theirs = _resolved(recipe), _resolved(variant)
         own, other = mine.pop("members"), theirs.pop("members")
-        for described in ("name", "description", "tune"):
-            mine.pop(described)
-            theirs.pop(described)
         if mine != theirs or own.keys() != other.keys():
             return ENSEMBLE
         members |= {name for name in own if own[name] != other[name]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bsdkit.errors import HeadError, RecipeError, nearest
-from bsdkit.heads.registry import head_parameters, make_head
+from bsdkit.heads.registry import get_head_class, head_parameters, make_head
 from bsdkit.heads.stack.options import TrainingOptions
+from bsdkit.heads.torch_head import TorchHead
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
 
 __all__ = [
@@ -38,6 +39,12 @@ def as_number(value: Any) -> Any:
     return value
 
 
+def _check_once(key: str, names: Sequence[str]) -> None:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ValueError(f"{key} names {name!r} twice")
+
+
 def _check_settings(head: str, settings: Mapping[str, Any], fields: set[str]) -> None:
     """Refuses settings that a head does not have, or of another type than its default."""
     known = head_parameters(head)
@@ -54,10 +61,17 @@ def _check_settings(head: str, settings: Mapping[str, Any], fields: set[str]) ->
             raise ValueError(f"{key} is {value!r}, expected a whole number such as {default}")
 
 
-class DistillRecipe(BaseModel):
-    """Teachers of the development clips; see `bsdkit.train.plan.Distillation`."""
-
+class _Taught(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("teachers", mode="before", check_fields=False)
+    @classmethod
+    def _one_teacher(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class DistillRecipe(_Taught):
+    """Teachers of the development clips; see `bsdkit.train.plan.Distillation`."""
 
     teachers: list[str] = Field(min_length=1)
     soft: float = Field(0.5, ge=0)
@@ -65,10 +79,8 @@ class DistillRecipe(BaseModel):
     temperature: float = Field(1.0, gt=0)
 
 
-class ExtraRecipe(BaseModel):
+class ExtraRecipe(_Taught):
     """Clips of another store to train on; see `bsdkit.train.plan.ExtraPlan`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     store: str
     labels: Literal["given", "agreement", "soft"] = "given"
@@ -188,6 +200,21 @@ class TuneRecipe(BaseModel):
     trials: int = Field(default=100, ge=1)
     search: dict[str, Any] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("search"), dict):
+            return data
+        read = {
+            key: {k: as_number(v) for k, v in space.items()}
+            if isinstance(space, dict)
+            else [as_number(v) for v in space]
+            if isinstance(space, list)
+            else space
+            for key, space in data["search"].items()
+        }
+        return {**data, "search": read}
+
     @field_validator("search")
     @classmethod
     def _ranges_or_choices(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +306,20 @@ class Recipe(BaseModel):
                     f"ensemble.members names {member!r}: {nearest(member, self.members)}"
                 )
         for name, member_recipe in self.members.items():
+            if name in member_recipe.teachers:
+                raise ValueError(f"members.{name} is named as its own teacher or input")
+            for field in ("features", "probabilities"):
+                _check_once(f"members.{name}.{field}", getattr(member_recipe, field))
+            for block in ("distill", "extra"):
+                taught = getattr(member_recipe, block)
+                if taught is None:
+                    continue
+                _check_once(f"members.{name}.{block}.teachers", taught.teachers)
+                if not issubclass(get_head_class(member_recipe.head), TorchHead):
+                    raise ValueError(
+                        f"members.{name} has {block}, which the head {member_recipe.head!r} cannot "
+                        "learn from; those with a parameter epochs can (bsdkit heads)"
+                    )
             for teacher in member_recipe.teachers:
                 others = [other for other in self.members if other != name]
                 if teacher not in others:
@@ -335,6 +376,22 @@ class Recipe(BaseModel):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100))
 
 
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which a key may stand once: of two members with one name none may vanish."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
 def load_recipe(path: Path | str) -> Recipe:
     """The recipe in a YAML file; its name defaults to the file's.
 
@@ -344,7 +401,7 @@ def load_recipe(path: Path | str) -> Recipe:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise RecipeError(f"no recipe {path}; see the folder recipes/") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -82,7 +83,7 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
     ]  # fmt: skip
     for one in ablation.variants:
         if one.score is None or one.difference is None or one.seeds is None:
-            rows.append((one.name, "", "", "", "", "", "", f"{one.verdict}: {one.fault}"))
+            rows.append((one.name, "", "", "", "", "", "", one.verdict))
             continue
         assert one.seed_differences is not None
         d = one.difference
@@ -94,7 +95,7 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
                 _spread(one.seeds),
                 f"{_signed(d.difference)} [{_signed(d.low)}, {_signed(d.high)}]",
                 f"{_signed(one.seed_differences.mean)} {_spread(one.seed_differences)}".strip(),
-                f"{one.p_value:.3f}",
+                f"{one.p_value:.3f}" if one.p_value >= 0.001 else "< 0.001",
                 one.verdict,
             )
         )
@@ -127,12 +128,13 @@ def print_ablation(console: Console, ablation: Ablation) -> None:
     for row in _rows(ablation):
         table.add_row(*row, style=styles.get(row[-1], ""))
     console.print(table)
-    n_gain = sum(one.verdict == "gain" for one in ablation.variants)
-    n_loss = sum(one.verdict == "loss" for one in ablation.variants)
-    console.print(
-        f"of {len(ablation.variants)} variants {n_gain} gain and {n_loss} lose; the others are "
-        "within noise"
-    )
+    verdicts = Counter(one.verdict for one in ablation.variants)
+    order = ("gain", "loss", "within noise", "diverged")
+    counts = ", ".join(f"{verdicts[v]} {v}" for v in order if verdicts[v])
+    console.print(f"{len(ablation.variants)} compared: {counts}")
+    for one in ablation.variants:
+        if one.fault:
+            console.print(f"{one.name} diverged: {one.fault}")
 
 
 def ablation_markdown(ablation: Ablation) -> str:

@@ -136,7 +136,8 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
                 f"never predicted, so hF leaves it out and hF_strict counts 0: {', '.join(never)}"
             )
         for name, faults in result["left_out"].items():
-            lines.append(f"left out, {name} diverged: {faults[0]} ({len(faults)} models in all)")
+            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+            lines.append(f"member {name!r} diverged and is left out: {faults[0]}{more}")
         if result["unseen"]:
             named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
             lines.append(f"tested but not in the training clips: {named}")

@@ -324,7 +324,7 @@ def _overlap(clips: Clips, trained_on: Sequence[Clips]) -> tuple[BoolArray, Bool
 def _check_judged(clips: Clips, is_judged: BoolArray, left_out: dict[str, int]) -> None:
     if not is_judged.any():
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        hint = "give a labelled store with the models' features"
+        hint = "give a labelled store with the models' features, or a member that did not diverge"
         if any(reason.startswith("trained on") for reason in left_out):
             hint = "leave out --store to judge training clips by out-of-fold probabilities"
         raise DatasetError(f"no clip of {len(clips)} can be judged ({reasons or 'none'}); {hint}")

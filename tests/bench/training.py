@@ -170,9 +170,9 @@ def _training_rows(sizes: Sizes, folder: Path) -> list[Row]:
             f"{what} against its matrix products alone",
             seconds["member"],
             seconds["products"],
-            f"the products (forward, dW, dX) of its {-(-len(fit) // BATCH) * sizes.epochs} "
-            "training steps as bmm on the same stacked shapes; those of validation and "
-            "prediction are not counted to them",
+            f"the products (forward, dW, hidden dX) of its {-(-len(fit) // BATCH) * sizes.epochs} "
+            "training steps on the same stacked shapes, by the library that the trainer uses; "
+            "those of validation and prediction are not counted to them",
             is_speedup=False,
             target=2,
         ),

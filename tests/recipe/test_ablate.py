@@ -86,7 +86,7 @@ def test_variants_against_the_baseline(tmp_path: Path) -> None:
     again = ablate(r, variants, tmp_path)
     assert again.n_trained == 0 and again.variants == found.variants
     table = ablation_markdown(found).splitlines()
-    assert len(table) == 5 and table[3].endswith("| loss |") and "diverged: a, fold 0" in table[4]
+    assert len(table) == 5 and table[3].endswith("| loss |") and table[4].endswith("| diverged |")
 
 
 def test_variants_of_the_ensemble_and_whole_recipes(tmp_path: Path) -> None:
@@ -108,6 +108,13 @@ def test_variants_of_the_ensemble_and_whole_recipes(tmp_path: Path) -> None:
             variants_of(r, [change])
     with pytest.raises(RecipeError, match="no variant that differs"):
         variants_of(r, [{"members.a.hidden": 16}])
+    dropped = variants_of(r, [{"members.a.dropout": 0.5}])
+    with pytest.raises(RecipeError, match="'b' does not depend on anything that varies"):
+        ablate(r, dropped, tmp_path, judged="b")
+    with pytest.raises(RecipeError, match="1 and 2 seeds"):
+        ablate(r, {"x": recipe(seeds=[0])}, tmp_path)
+    with pytest.raises(RecipeError, match="no variant that differs"):
+        variants_of(r, [{"members.a.dropout": 0.3}])  # the head's own default
     with pytest.raises(RecipeError, match="there is no member 'c'"):
         ablate(r, {"x": alone}, tmp_path, judged="c")
 

@@ -57,7 +57,17 @@ def test_defaults_are_written_out(tmp_path: Path) -> None:
         (("hidden: 64", "schedule: cosin"), "schedule is 'cosin': did you mean 'cosine'"),
         (("hidden: 64", "drop_last: 1"), "drop_last is 1, expected one such as False"),
         (("hidden: 64", "distill: {teachers: [bb]}"), "names the teacher 'bb': did you mean 'b'"),
-        (("hidden: 64", "distill: {teachers: [a]}"), "names the teacher 'a'"),
+        (("hidden: 64", "distill: {teachers: [a]}"), "members.a is named as its own teacher"),
+        (("hidden: 64", "distill: {teachers: [b, b]}"), "distill.teachers names 'b' twice"),
+        (("features: [aisfx, minilm]", "features: [minilm, minilm]"), "names 'minilm' twice"),
+        (
+            (
+                "head: linear, features: [aisfx, minilm]",
+                "head: knn, features: x, extra: {store: y}",
+            ),
+            "members.b has extra, which the head 'knn' cannot learn from",
+        ),
+        (("  b:", "  a:"), "the key 'a' stands twice"),
         (("hidden: 64", "probabilities: c"), "names the teacher 'c'"),
         (("hidden: 64", "extra: {labels: soft}"), "'members.a.extra.store' is missing"),
         (("hidden: 64", "extra: {store: x, labels: soft}"), "needs teachers"),
@@ -100,6 +110,14 @@ def test_a_mistake_is_one_line_with_the_nearest(
 def test_numbers_that_yaml_reads_as_words_are_numbers(tmp_path: Path) -> None:
     recipe = load(tmp_path, GOOD.replace("hidden: 64", "learning_rate: 1e-3, weight_decay: 1E-4"))
     assert recipe.members["a"].settings == {"learning_rate": 0.001, "weight_decay": 0.0001}
+
+
+def test_one_value_may_stand_for_a_list_of_one(tmp_path: Path) -> None:
+    recipe = load(tmp_path, GOOD.replace("hidden: 64", "distill: {teachers: b}, probabilities: b"))
+    assert recipe.members["a"].distill is not None
+    assert recipe.members["a"].distill.teachers == recipe.members["a"].probabilities == ["b"]
+    tuned = load(tmp_path, GOOD + "tune: {search: {dropout: {low: 1e-2, high: 0.5}}}\n")
+    assert tuned.tune is not None and tuned.tune.search["dropout"]["low"] == 0.01
 
 
 def test_what_is_no_recipe(tmp_path: Path) -> None:

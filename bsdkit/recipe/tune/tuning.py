@@ -125,9 +125,17 @@ def tune(
         if nested:
             after, faults = _nested_predictions(bench, recipe, member, task, studies[1:])
         tuned = changed(recipe, studies[0].best.settings, "")
+        chosen = (
+            f"Settings of {member} chosen by bsdkit tune on these clips and folds, so that scores "
+            "of this recipe on them are in-sample; the nested score is what tune printed."
+        )
+        update = {
+            "name": f"{recipe.name}-tuned",
+            "description": f"{recipe.description} {chosen}".strip(),
+            "tune": None,
+        }
         (folder / "best.yaml").write_text(
-            tuned.model_copy(update={"name": f"{recipe.name}-tuned", "tune": None}).to_yaml(),
-            encoding="utf-8",
+            tuned.model_copy(update=update).to_yaml(), encoding="utf-8"
         )
         labels, taxonomy, rows = task.labels, task.taxonomy, task.split.tested
         difference = None
