@@ -535,11 +535,29 @@ def doctor_command(device: DeviceOption = "cpu") -> None:
 @_command(app, "heads")
 def heads_command() -> None:
     """List the heads and the parameters that a recipe may set."""
+    import dataclasses
+
     from bsdkit.heads.registry import head_classes, head_parameters
+    from bsdkit.heads.stack import TrainingOptions
+
+    options = {field.name: field.default for field in dataclasses.fields(TrainingOptions)}
+
+    def shown(parameters: dict[str, Any]) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in parameters.items())
 
     for name in head_classes():
-        parameters = ", ".join(f"{k}={v!r}" for k, v in head_parameters(name).items())
-        typer.echo(f"{name}: {parameters}")
+        parameters = head_parameters(name)
+        if options.keys() <= parameters.keys():  # what is as everywhere stands once, below
+            parameters = {
+                k: v for k, v in parameters.items() if k not in options or v != options[k]
+            }
+            name += " *"
+        typer.echo(f"{name}: {shown(parameters)}")
+    typer.echo(f"\n* and: {shown(options)}")
+    typer.echo(
+        "\nAny member: seeds, validation, confidence (none, linear, shifted, binary), "
+        "min_confidence, probabilities; those with * also distill and extra."
+    )
 
 
 @_command(store_app, "ls")

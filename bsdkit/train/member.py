@@ -176,6 +176,8 @@ def opinions_of(
     rows = np.flatnonzero(extra.inputs.is_present)
     for k in range(task.split.n_folds):
         models = [m for m in result.models if m.fold == k]
+        if not models:  # a fold that was not asked for
+            continue
         total = [_predict(plan, m, m.seed, extra.inputs, rows, task.taxonomy) for m in models]
         said[k, rows] = np.mean(total, axis=0)
     return said

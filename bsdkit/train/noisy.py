@@ -149,6 +149,8 @@ def extra_targets(
             share[:, ~has_label] = 1.0
     n_rows = usable.sum(axis=1)
     for k in range(n_folds):
+        if not len(held_out[k]):  # a fold that is not trained for
+            continue
         if not usable[k].any():
             raise HeadError(
                 f"member {member.name!r}: none of the {n} clips of {plan.store} is left to train "
