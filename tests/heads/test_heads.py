@@ -486,3 +486,19 @@ def test_no_rows_is_refused() -> None:
     X, y = blobs()
     with pytest.raises(ValueError, match="at least one row"):
         stack_of(MLPHead(), X, y, [])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", ["dropout", "weighted", "contrast"])
+def test_a_stack_on_a_gpu_is_the_one_on_the_cpu(settings: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    X, y = blobs()
+    options = {"hidden": 16, "epochs": 3, "batch_size": 32, **RANDOM[settings]}
+    head = make_head("gmu", options, blocks=(6, 4))
+    assert isinstance(head, TorchHead)
+    replicas = [Replica(np.arange(200), np.arange(200, 240), seed) for seed in (0, 1)]
+    here = stack_of(head, X, y, replicas, score=accuracy)
+    there = stack_of(head, X, y, replicas, score=accuracy, device="cuda")
+    for one, two in zip(here, there, strict=True):
+        np.testing.assert_allclose(one.losses, two.losses, atol=1e-3)
