@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.errors import HeadError, IncompleteStore, RecipeError
+from bsdkit.errors import CorruptStore, HeadError, IncompleteStore, RecipeError
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
@@ -62,6 +62,18 @@ def member_inputs(plan: MemberPlan, features: Features) -> Inputs:
     X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     is_present = np.logical_not(features.is_missing[:, columns].any(axis=1))
     return Inputs(X, tuple(p.shape[1] for p in parts), np.asarray(is_present))
+
+
+def _check_finite(features: Features, store: Store) -> None:
+    """Refuses a feature with numbers that no head can learn from."""
+    for i, (name, array) in enumerate(features.arrays.items()):
+        is_wrong = ~np.isfinite(array).all(axis=1) & ~features.is_missing[:, i]
+        if is_wrong.any():
+            example = store.clips.ids[np.flatnonzero(is_wrong)[0]]
+            raise CorruptStore(
+                f"{store.path}: {name} holds NaN or infinity in {int(is_wrong.sum())} clips, e.g. "
+                f"{example}; embed them again, or see bsdkit store verify {store.path}"
+            )
 
 
 class Workbench:
@@ -143,6 +155,7 @@ class Workbench:
             expect = {f: e for f, e in self.recipe.expect.items() if f in plan.features}
             features = self.store.features(list(plan.features), expect)
             self._check_missing(plan, features)
+            _check_finite(features, self.store)
             self._inputs[plan.features] = member_inputs(plan, features)
             self.infos |= features.infos
             for i, name in enumerate(features.infos):
@@ -329,6 +342,7 @@ class Workbench:
         store = Store(place)
         expect = {f: dict(self.infos[f].spec) for f in plan.features}
         features = store.features(list(plan.features), expect)
+        _check_finite(features, store)
         own, other = self.store.clips, store.clips
         position = {label: i for i, label in enumerate(own.taxonomy.labels)}
         by_label = [position.get(label, -1) for label in other.taxonomy.labels]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bsdkit.errors import IncompleteStore, RecipeError, StaleStore
+from bsdkit.errors import CorruptStore, IncompleteStore, RecipeError, StaleStore, StoreError
 from bsdkit.metrics import compare, evaluate, holm
 from bsdkit.recipe.ablate import ablate, variants_of
 from bsdkit.recipe.members import Workbench, member_plan
@@ -16,6 +17,7 @@ from bsdkit.recipe.run import fit_recipe
 from bsdkit.recipe.schema import Recipe, recipe_from
 from bsdkit.recipe.vary import changed, combinations, parse_variation, value_at
 from bsdkit.report.ablation import ablation_markdown
+from bsdkit.store.store import Store
 from tests.conftest import ROOT, bsdkit_here
 
 SMALL = {"hidden": 16, "epochs": 3, "batch_size": 64, "learning_rate": 0.01}
@@ -230,19 +232,26 @@ def test_order_and_names_of_classes_and_clips_change_nothing() -> None:
         np.testing.assert_allclose(other[:, position], plain, atol=1e-5)
 
 
-def test_stores_that_do_not_match_have_one_clear_line(tmp_path: Path) -> None:
+def test_stores_that_do_not_match_have_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = recipe(seeds=[0])
     extra = {"store": str(tmp_path / "none")}
     members = {"a": {**base.members["a"].model_dump(exclude_none=True), "extra": extra}}
     members["a"].pop("probabilities")
-    with pytest.raises(Exception, match="none"):
+    with pytest.raises(StoreError, match="none"):
         fit_recipe(recipe(members=members), tmp_path)
     efficient = {"head": "mlp", "features": ["efficientat"], **SMALL}
     efficient["extra"] = {"store": str(ROOT / "cache/starter-noisy")}
     with pytest.raises(IncompleteStore, match="efficientat"):
         fit_recipe(recipe(members={"a": efficient}), tmp_path)
-    from bsdkit.store.store import Store
-
+    arrays = Store(base.store).features(["aisfx"])
+    broken = arrays.arrays["aisfx"].copy()
+    broken[7, 3] = np.nan
+    monkeypatch.setattr(Store, "features", lambda *_: replace(arrays, arrays={"aisfx": broken}))
+    with pytest.raises(CorruptStore, match="aisfx holds NaN or infinity in 1 clips, e.g."):
+        fit_recipe(recipe(members={"a": {"head": "mlp", "features": ["aisfx"], **SMALL}}), tmp_path)
+    monkeypatch.undo()
     spec = dict(Store(ROOT / "cache/starter-noisy").info("aisfx").spec)
     wrong = {**spec, "hop": 1}
     with pytest.raises(StaleStore):
