@@ -71,8 +71,8 @@ def expected_to_fail(head: object) -> dict[str, str]:
     return {}
 
 
-# The torch heads share all of their contract but the network; two of them stand for all.
-FIRST = [name for name in QUICK if name in {"mlp", "gmu"} or "epochs" not in QUICK[name]]
+# The torch heads share all of their contract but the network; one of them stands for all.
+FIRST = [name for name in QUICK if name == "mlp" or "epochs" not in QUICK[name]]
 
 
 @parametrize_with_checks([quick(n) for n in FIRST], expected_failed_checks=expected_to_fail)
@@ -91,12 +91,16 @@ def test_scikit_learn_contract_of_the_rest(estimator, check) -> None:  # type: i
     check(estimator)
 
 
+BY_COST = [pytest.param(n, marks=pytest.mark.slow) if n == "hatr" else n for n in QUICK]
+"""The largest network by far is looked at behind the marker, and by test_hatr.py."""
+
+
 def blobs(n: int = 240, dim: int = 10, n_classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     X, y = make_blobs(n, dim, centers=n_classes, cluster_std=3.0, random_state=0)
     return X.astype(np.float32), y.astype(np.int64)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", BY_COST)
 def test_it_learns_and_its_state_travels(name: str) -> None:
     X, y = blobs()
     head = make_head(name, QUICK[name], blocks=(6, 4), random_state=3).fit(X[:180], y[:180])
@@ -112,7 +116,7 @@ def test_it_learns_and_its_state_travels(name: str) -> None:
     assert (again.predict_proba(X[180:]) == probabilities).all()
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", BY_COST)
 def test_weights_of_zero_remove_clips(name: str) -> None:
     X, y = blobs()
     wrong = y.copy()
@@ -125,7 +129,7 @@ def test_weights_of_zero_remove_clips(name: str) -> None:
     assert (head.predict(X[:60]) == y[:60]).mean() > 0.85
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", BY_COST)
 def test_bad_input_is_refused_in_one_line(name: str) -> None:
     X, y = blobs()
     with pytest.raises(HeadError, match="did you mean"):

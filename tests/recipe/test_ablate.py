@@ -180,7 +180,7 @@ def test_taught_members_are_kept_predict_and_know_what_they_depend_on(tmp_path: 
 def test_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bsdkit.train.jobs._LARGE", 0.0)
     monkeypatch.setattr("bsdkit.train.jobs._REPLICAS_IN_A_STACK", 4)
-    net = {"head": "mlp", "features": ["aisfx"], **SMALL, "epochs": 12, "hidden": 64}
+    net = {"head": "mlp", "features": ["aisfx"], **SMALL, "epochs": 4, "hidden": 32}
     trees = {"head": "gbdt", "features": ["minilm"], "n_estimators": 8}
     r = recipe(members={"a": net, "g": trees})
     plans = {name: member_plan(name, r) for name in r.members}

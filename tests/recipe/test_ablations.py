@@ -31,10 +31,6 @@ def check(names: list[str], runs: Path) -> None:
     assert scores.keys() == {"base", *names} and not wrong
 
 
-def test_golden_scores_of_a_few(tmp_path: Path) -> None:
-    check(["head-prototype", "input-audio"], tmp_path)
-
-
 @pytest.mark.slow
 def test_golden_scores_of_all(tmp_path: Path) -> None:
     check([name for name in GOLDEN if name != "base"], tmp_path)
