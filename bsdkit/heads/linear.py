@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from bsdkit.heads.base import FloatArray
 from bsdkit.heads.class_weights import check_kind, weigh_rows
-from bsdkit.heads.plain import PlainHead
+from bsdkit.heads.plain import PlainHead, softmax
 from bsdkit.heads.registry import register
 
 __all__ = ["LinearHead"]
@@ -114,8 +114,7 @@ class LinearHead(PlainHead):
         X = self._check_predict_inputs(X)
         with threadpool_limits(limits=1, user_api="blas"):
             scores = X.astype(np.float64) @ self.coef_.T + self.intercept_
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+        return softmax(scores)
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """See `Head.state`."""

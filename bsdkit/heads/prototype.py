@@ -11,10 +11,10 @@ from threadpoolctl import threadpool_limits
 
 from bsdkit.heads.base import FloatArray
 from bsdkit.heads.normalize import column_statistics
-from bsdkit.heads.plain import PlainHead
+from bsdkit.heads.plain import PlainHead, softmax
 from bsdkit.heads.registry import register
 
-__all__ = ["PrototypeHead", "softmax", "unit_rows"]
+__all__ = ["PrototypeHead", "unit_rows"]
 
 
 def unit_rows(X: FloatArray) -> npt.NDArray[np.float64]:
@@ -22,12 +22,6 @@ def unit_rows(X: FloatArray) -> npt.NDArray[np.float64]:
     wide = np.asarray(X, np.float64)
     length = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
     return np.asarray(wide / np.where(length > 0, length, 1.0))
-
-
-def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probabilities [n, n_classes] of scores, row by row."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 @register("prototype")

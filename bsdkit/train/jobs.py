@@ -7,7 +7,7 @@ unit a fold and seed. What a unit gives does not depend on where it runs or on w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,16 +160,14 @@ def _run_alone(unit: Unit) -> list[FittedModel]:
     return unit.run()
 
 
-def run_units(
-    units: Sequence[Unit], *, n_jobs: int = 1, on_done: Callable[[], None] | None = None
-) -> list[list[FittedModel]]:
+def run_units(units: Sequence[Unit], *, n_jobs: int = 1) -> list[list[FittedModel]]:
     """The models of each unit, in its own order.
 
     Units go to `n_jobs` other processes when there is enough work to pay for starting them
     and none needs a GPU. Each of them works in one thread.
 
     Raises:
-        HeadError: what a unit raises.
+        HeadError: what a unit raises, or a process that was killed.
     """
     parts = [unit.parts(n_jobs) for unit in units]
     flat = [part for of_unit in parts for part in of_unit]
@@ -186,14 +184,19 @@ def run_units(
 def _side_by_side(
     units: Sequence[Unit], work: Sequence[float], n_jobs: int
 ) -> list[list[FittedModel]]:
+    from concurrent.futures.process import BrokenProcessPool
+
     from joblib import Parallel, delayed
 
     # the longest first, so that none is left to run alone at the end
     order = sorted(range(len(units)), key=lambda i: -work[i])
-    done = Parallel(n_jobs=n_jobs, backend="loky", max_nbytes="1M", mmap_mode="c")(
-        delayed(_run_alone)(units[i]) for i in order
-    )
+    try:
+        done = Parallel(n_jobs=n_jobs, backend="loky", max_nbytes="1M", mmap_mode="c")(
+            delayed(_run_alone)(units[i]) for i in order
+        )
+    except BrokenProcessPool:
+        raise HeadError(
+            "a training process was killed, perhaps for memory; run the same line again"
+        ) from None
     by_unit = dict(zip(order, done, strict=True))
-    if len(by_unit) != len(units):
-        raise HeadError("a training process ended early; run the same line again")
     return [by_unit[i] for i in range(len(units))]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import HeadError
+from bsdkit.heads.plain import softmax
 from bsdkit.train.plan import Distillation, ExtraClips, ExtraPlan, MemberPlan, Task
 
 __all__ = [
@@ -71,8 +72,7 @@ class ExtraTargets:
 def mean_of_teachers(opinions: FloatArray, temperature: float) -> FloatArray:
     """Softmax of the mean log-probabilities over the first axis, divided by a temperature."""
     logits = np.log(np.maximum(opinions, _LEAST)).mean(axis=0) / temperature
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+    return softmax(logits)
 
 
 def distilled_targets(

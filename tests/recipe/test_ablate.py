@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bsdkit.errors import CorruptStore, IncompleteStore, RecipeError, StaleStore, StoreError
+from bsdkit.errors import (
+    CorruptStore,
+    HeadError,
+    IncompleteStore,
+    RecipeError,
+    StaleStore,
+    StoreError,
+)
 from bsdkit.metrics import compare, evaluate, holm
 from bsdkit.recipe.ablate import ablate, variants_of
 from bsdkit.recipe.members import Workbench, member_plan
@@ -256,3 +265,20 @@ def test_stores_that_do_not_match_have_one_clear_line(
     wrong = {**spec, "hop": 1}
     with pytest.raises(StaleStore):
         Store(ROOT / "cache/starter-noisy").features(["aisfx"], {"aisfx": wrong})
+
+
+def test_a_killed_training_process_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bsdkit.train.jobs import run_units
+
+    class Killed:
+        operations = 1.0
+
+        def parts(self, n_jobs: int) -> list[Killed]:
+            return [self]
+
+        def run(self) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("bsdkit.train.jobs._LARGE", 0.0)
+    with pytest.raises(HeadError, match="training process was killed, .* run the same line"):
+        run_units([Killed(), Killed()], n_jobs=2)  # type: ignore[list-item]
