@@ -18,6 +18,8 @@ from bsdkit.location import as_location, is_remote
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bsdkit.challenge import Findings
+
 app = typer.Typer(
     name="bsdkit",
     help="Embed once, ablate in seconds: frozen embeddings, CPU-cheap heads, honest scores.",
@@ -399,6 +401,11 @@ def predict_command(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the predictions.")] = Path("output.csv"),
+    probabilities: Annotated[
+        Path | None,
+        typer.Option(help="Write the probabilities of all classes too: .npz, .csv or .csv.gz."),
+    ] = None,
+    member: Annotated[str, typer.Option(help="One member instead of the ensemble.")] = "",
     device: DeviceOption = "cpu",
 ) -> None:
     """Predict clips that a run has never seen, labelled or not; writes a CSV."""
@@ -407,6 +414,7 @@ def predict_command(
     from bsdkit.recipe.extraction import extract_for_run
     from bsdkit.recipe.predict import predict_run
     from bsdkit.report.progress import ConsoleProgress
+    from bsdkit.store.probabilities import export_probabilities
     from bsdkit.store.store import Store
 
     loaded = load_run(run)
@@ -418,7 +426,10 @@ def predict_command(
             loaded, data, store, device=device, progress=ConsoleProgress(_console(stderr=True))
         )
     assert store is not None
-    prediction = predict_run(loaded, Store(store))
+    prediction = predict_run(loaded, Store(store), member)
+    if probabilities is not None:
+        taxonomy = loaded.clips.taxonomy
+        export_probabilities(probabilities, prediction.ids, prediction.probabilities, taxonomy)
     write_predictions(out, prediction.ids, prediction.labels, prediction.scores, prediction.truth)
     typer.echo(f"{len(prediction.ids)} predictions written to {out}")
     if prediction.trained_on:
@@ -433,6 +444,181 @@ def predict_command(
         typer.echo(f"predicted without some member, an embedding is missing: {clip}", err=True)
     if prediction.fallback or prediction.partial:
         raise typer.Exit(WORK_FAILED)
+
+
+@_command(app, "check")
+def check_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            parser=as_location,
+            metavar="PLACE",
+            help="The store that it was fitted on; default the recipe's.",
+        ),
+    ] = None,
+) -> None:
+    """Predict a run's own clips anew, in a process without labels; must equal what it wrote."""
+    from bsdkit.recipe.artifacts import load_run
+    from bsdkit.recipe.rehearse import rehearse
+    from bsdkit.report.tables import percent
+    from bsdkit.store.store import Store
+
+    loaded = load_run(run)
+    found = rehearse(loaded, Store(store or loaded.recipe.store))
+    typer.echo(
+        f"{found.n_clips} clips predicted without labels, each by models and steps that did not "
+        f"see it: hF {percent(found.hF)}, hF_strict {percent(found.hF_strict)}"
+    )
+    if not found.is_equal:
+        typer.echo(
+            f"error: {len(found.differing)} predictions differ from {run / 'predictions.csv'}"
+            + (f", e.g. {', '.join(found.differing[:3])}" if found.differing else "")
+            + f"; the run claims hF_strict {percent(found.claimed)}; was the store changed since?",
+            err=True,
+        )
+        raise typer.Exit(WORK_FAILED)
+    typer.echo(f"equal to {run / 'predictions.csv'} and to the score in metrics.json")
+
+
+@_command(app, "submit")
+def submit_command(
+    runs: Annotated[list[Path], typer.Argument(help="One to four run folders, one a system.")],
+    store: Annotated[
+        Path,
+        typer.Option(
+            "--store", parser=as_location, metavar="PLACE", help="The evaluation clips' features."
+        ),
+    ],
+    label: Annotated[str, typer.Option(help="LastName_Institute_task1, without the number.")],
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="The organisers' CSV of evaluation ids; default: the store's clips."),
+    ] = None,
+    about: Annotated[
+        Path | None, typer.Option(help="YAML with authors: and source_code:, for the meta files.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where to write the folder task1/.")] = Path(
+        "submission"
+    ),
+) -> None:
+    """Write the official files of up to four systems, and check all that can be checked."""
+    from bsdkit.recipe.artifacts import load_run
+    from bsdkit.recipe.submit import read_about, submit
+    from bsdkit.store.store import Store
+
+    result = submit(
+        [load_run(run) for run in runs],
+        Store(store),
+        out,
+        label,
+        ids_file=ids,
+        about=read_about(about) if about else None,
+    )
+    for name in result.fallback:
+        typer.echo(f"{name}: {result.folder / name}")
+        if result.trained_on[name]:
+            typer.echo(f"{name}: {result.trained_on[name]} clips were trained on", err=True)
+        for clip in result.fallback[name]:
+            typer.echo(f"{name}: fallback to the class shares, no embedding: {clip}", err=True)
+        for clip in result.partial[name]:
+            typer.echo(f"{name}: predicted without some member: {clip}", err=True)
+    _print_findings(result.findings)
+
+
+@_command(app, "validate")
+def validate_command(
+    submission: Annotated[Path, typer.Argument(help="A submission's folder.")],
+    ids: Annotated[Path, typer.Option(help="The organisers' CSV of evaluation ids.")],
+    taxonomy: TaxonomyOption = "bst",
+) -> None:
+    """Check a submission's files: ids, classes, scores, labels, meta information."""
+    from bsdkit.challenge import check_submission, read_ids
+    from bsdkit.taxonomy import load_taxonomy
+
+    _print_findings(check_submission(submission, read_ids(ids), load_taxonomy(taxonomy)))
+
+
+def _print_findings(findings: Findings) -> None:
+    for line in findings.warnings:
+        typer.echo(f"warning: {line}", err=True)
+    for line in findings.problems:
+        typer.echo(f"error: {line}", err=True)
+    if not findings.is_ready:
+        raise typer.Exit(USER_ERROR)
+    typer.echo("the submission passes every check")
+
+
+@_command(app, "import")
+def import_command(
+    files: Annotated[
+        list[Path], typer.Argument(help="CSV, CSV.GZ or NPZ files of class probabilities by clip.")
+    ],
+    store: Annotated[
+        Path, typer.Option("--store", parser=as_location, metavar="PLACE", help="Store to fill.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="The feature's name; default the file's, after --prefix.")
+    ] = "",
+    prefix: Annotated[str, typer.Option(help="Put before the files' names, e.g. published.")] = "",
+    origin: Annotated[str, typer.Option(help="Whose models they are; part of the spec.")] = "",
+    parameters: Annotated[
+        float | None, typer.Option(min=0, help="Million parameters of the models.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", parser=as_location, help="The dataset, where the store is new."),
+    ] = None,
+    missing: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="Clips of the store without a row.")
+    ] = "refuse",
+    extra: Annotated[
+        Literal["refuse", "ignore"], typer.Option(help="Rows of clips that the store lacks.")
+    ] = "refuse",
+    taxonomy: TaxonomyOption = "bst",
+) -> None:
+    """Bring in class probabilities of models trained elsewhere, to be members like any other."""
+    from bsdkit.dataset import inspect_audio, read_dataset
+    from bsdkit.store.feature import read_info
+    from bsdkit.store.probabilities import import_probabilities
+    from bsdkit.store.store import Store
+
+    if name and len(files) > 1:
+        raise DatasetError(f"--name is for one file, {len(files)} are given; use --prefix")
+    if data is not None:
+        clips, report = read_dataset(data, taxonomy)
+        typer.echo("\n".join(report.lines()))
+        Store.create(store, inspect_audio(clips))
+    opened = Store(store)
+    for file in files:
+        stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
+        path = import_probabilities(
+            opened,
+            file,
+            name or prefix + stem,
+            origin=origin,
+            parameters=parameters,
+            missing=missing,
+            extra=extra,
+        )
+        info = read_info(path)
+        lacking = f", {info.n_failed} without a row" if info.n_failed else ""
+        typer.echo(f"{info.feature}: {info.n_rows} clips{lacking} ({info.spec['form']})")
+
+
+@_command(app, "export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    out: Annotated[Path, typer.Option(help="A .npz, .csv or .csv.gz file.")],
+    member: Annotated[str, typer.Option(help="One member instead of the ensemble.")] = "",
+) -> None:
+    """Write a run's out-of-fold probabilities by clip id, for others to import."""
+    from bsdkit.recipe.artifacts import load_run
+    from bsdkit.recipe.predict import export_run
+
+    n = export_run(load_run(run), out, member)
+    typer.echo(f"{out}: {n} clips, out of fold")
 
 
 @_command(app, "evaluate")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
+import io
+import zlib
 from pathlib import Path
 
 from bsdkit.errors import BsdkitError, DatasetError
@@ -19,20 +22,24 @@ def read_csv_rows(
     """The header and the (line number, fields) of each row of a CSV file.
 
     Args:
-        path: the file, UTF-8 with or without a byte order mark.
+        path: the file, UTF-8 with or without a byte order mark; its name ends in ``.gz`` where
+            it is compressed with gzip.
         error: what to raise.
         what: what the file is, e.g. ``the folds``, for the message that it cannot be read.
 
     Raises:
-        BsdkitError: of the class `error`: the file cannot be read, its quoting is broken, a
-            column stands twice, or a row has more or fewer fields than the header; the
-            message names the line.
+        BsdkitError: of the class `error`: the file cannot be read or decompressed, its
+            quoting is broken, a column stands twice, or a row has more or fewer fields than
+            the header; the message names the line.
     """
     rows: list[tuple[int, list[str]]] = []
     header: list[str] = []
     line = 1
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        data = path.read_bytes()
+        if path.name.lower().endswith(".gz"):
+            data = gzip.decompress(data)
+        with io.TextIOWrapper(io.BytesIO(data), newline="", encoding="utf-8-sig") as file:
             csv.field_size_limit(_LONGEST_FIELD)
             reader = csv.reader(file, strict=True)
             header = [column.strip() for column in next(reader, [])]
@@ -48,6 +55,8 @@ def read_csv_rows(
         ) from None
     except UnicodeDecodeError as problem:
         raise error(f"{path} is not UTF-8 text: byte {problem.start} cannot be read") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
+        raise error(f"{path} is no whole gzip file ({problem}); fetch it again") from None
     except OSError as problem:
         named = f"{what} {path}" if what else str(path)
         raise error(f"cannot read {named}: {problem.strerror}") from None

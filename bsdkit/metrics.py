@@ -154,7 +154,10 @@ class Scorer:
         """
         n = len(self.taxonomy)
         cells = np.asarray(y_true, np.int64) * n + y_pred
-        counts = np.bincount(cells, minlength=n * n).reshape(n, n)
+        return self.hF_strict_of_counts(np.bincount(cells, minlength=n * n).reshape(n, n))
+
+    def hF_strict_of_counts(self, counts: Counts) -> float:  # noqa: N802
+        """`hF_strict` of one matrix of counts or weights [n_classes, n_classes], in less time."""
         earned = counts * self._credit
         true, predicted = counts.sum(1), counts.sum(0)
         # 2PR/(P+R) with P = e_c/p and R = e_r/t, written without its two divisions by zero
@@ -341,6 +344,7 @@ def bootstrap(
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    class_weight: npt.ArrayLike | None = None,
 ) -> dict[str, Interval]:
     """An interval for every score, by a percentile bootstrap over clips, stratified by class.
 
@@ -354,14 +358,17 @@ def bootstrap(
         n_resamples: how many draws.
         level: the interval's coverage.
         seed: of the draws; the same seed gives the same interval.
+        class_weight: how much a clip of each class counts [n_classes], for the scores that there
+            would be with other class frequencies; None for one each.
     """
     counts = confusion_matrix(y_true, y_pred, len(taxonomy))
     scorer = Scorer(taxonomy)
-    values = scorer.all(counts)
+    weight = np.ones(len(taxonomy)) if class_weight is None else np.asarray(class_weight)
+    values = scorer.all(counts * weight[:, None])
     resampled = np.zeros((n_resamples, *counts.shape), np.int64)
     for c, occupied, drawn in _resampled_cells(counts, n_resamples, seed):
         resampled[:, c, occupied] = drawn
-    draws = scorer.all(resampled)
+    draws = scorer.all(resampled * weight[:, None])
     tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {}
     for name, value in values.items():
@@ -402,6 +409,7 @@ def compare(
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    class_weight: npt.ArrayLike | None = None,
 ) -> Comparison:
     """Whether system A differs from B by more than the noise, both on the same clips.
 
@@ -417,6 +425,7 @@ def compare(
         n_resamples: how many draws.
         level: coverage of the interval that must clear zero.
         seed: of the draws.
+        class_weight: see `bootstrap`.
 
     Raises:
         ValueError: the lengths differ or the metric is unknown.
@@ -428,6 +437,7 @@ def compare(
         swapped = compare(
             y_true, y_pred_b, y_pred_a, taxonomy,
             metric=metric, n_resamples=n_resamples, level=level, seed=seed,
+            class_weight=class_weight,
         )  # fmt: skip
         opposite = {"gain": "loss", "loss": "gain"}.get(swapped.verdict, swapped.verdict)
         return Comparison(
@@ -445,8 +455,10 @@ def compare(
         draws_a[:, c] = drawn @ one_hot[occupied // n]
         draws_b[:, c] = drawn @ one_hot[occupied % n]
     scorer = Scorer(taxonomy)
+    weight = np.ones(n) if class_weight is None else np.asarray(class_weight)
 
     def score(counts: Counts) -> FloatArray:
+        counts = counts * weight[:, None]
         if metric == "hF_strict":  # alone, it takes a third of the time of all
             return scorer.hF_strict(counts)
         return scorer.all(counts)[metric]

@@ -16,7 +16,16 @@ from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, UnknownClass
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Predictions", "flat_taxonomy", "read_predictions", "write_predictions"]
+__all__ = [
+    "PREDICTION_COLUMNS",
+    "Predictions",
+    "flat_taxonomy",
+    "read_predictions",
+    "write_predictions",
+]
+
+PREDICTION_COLUMNS = ("prediction", "predicted_bst_second_level_class")
+"""Names of the column of predicted labels: that of a prediction file, of a submission."""
 
 _TRUTH_COLUMNS = ("ground_truth", "class", "label")
 
@@ -107,7 +116,7 @@ def read_predictions(path: Path, taxonomy: Taxonomy, labels: Path | None = None)
         DatasetError: a column is missing, an id stands twice or has no label, or a class is
             unknown; the message names the file and the line.
     """
-    predicted, lines = _column(path, ID_COLUMNS, ("prediction", "predicted_bst_second_level_class"))
+    predicted, lines = _column(path, ID_COLUMNS, PREDICTION_COLUMNS)
     ids = tuple(predicted)
     if not ids:
         raise DatasetError(f"{path} has no rows; there is nothing to score")
@@ -143,7 +152,8 @@ def write_predictions(
         path: the CSV file.
         ids: clip ids [n].
         labels: predicted labels [n].
-        scores: probabilities [n] of the predicted labels, written with 10 decimals.
+        scores: probabilities [n] of the predicted labels, written with 6 decimals, so that what
+            another processor rounds differently does not show.
         truth: true labels [n]; without them there is no column ground_truth.
 
     Raises:
@@ -162,7 +172,7 @@ def write_predictions(
             writer.writerow(header)
             columns = [ids, truth, labels, scores] if truth is not None else [ids, labels, scores]
             for *row, score in zip(*columns, strict=True):
-                writer.writerow([*row, f"{score:.10f}"])
+                writer.writerow([*row, f"{score:.6f}"])
         os.replace(temporary, path)
     except OSError as error:
         raise DatasetError(f"cannot write {path}: {error.strerror}") from None

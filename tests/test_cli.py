@@ -270,7 +270,9 @@ def test_a_recipe_that_cannot_run_says_why(extracted: Path, tmp_path: Path) -> N
     path.write_text(text.replace(str(extracted), "cache/nothing"))
     assert "no store at cache/nothing" in one_line(bsdkit_here("fit", path, *runs))
     assert not (tmp_path / "runs" / "quick").exists()
-    assert "is not a run" in one_line(bsdkit_here("predict", tmp_path, "--store", extracted))
+    assert "is not a whole run: it has no recipe.yaml" in one_line(
+        bsdkit_here("predict", tmp_path, "--store", extracted)
+    )
 
 
 def test_missing_rows_are_refused_or_skipped(sounds: Path, tmp_path: Path) -> None:

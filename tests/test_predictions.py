@@ -134,7 +134,7 @@ def test_written_form_is_the_organisers(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
     write_predictions(path, ["7", "8"], ["fx-a", "m-m"], [0.25, 1 / 3])
     assert path.read_bytes() == (
-        b"sound_id,prediction,prediction_score\n7,fx-a,0.2500000000\n8,m-m,0.3333333333\n"
+        b"sound_id,prediction,prediction_score\n7,fx-a,0.250000\n8,m-m,0.333333\n"
     )
 
 

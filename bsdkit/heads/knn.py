@@ -84,16 +84,17 @@ class KNNHead(PlainHead):
     def predict_proba(self, X: FloatArray) -> npt.NDArray[np.float64]:
         """See `Head.predict_proba`."""
         X = self._check_predict_inputs(X)
-        unit = unit_rows((X - self.mean_) / self.scale_).astype(np.float32)
+        unit = unit_rows((X - self.mean_) / self.scale_)
+        rows = self.rows_.astype(np.float64)  # so that processors agree on who is near
         n_classes, k = len(self.classes_), min(self.k, len(self.rows_))
         votes = np.full((len(unit), n_classes), self.smoothing / n_classes)
         for start in range(0, len(unit), _BLOCK_ROWS):  # bounds the memory of the cosines
             with threadpool_limits(limits=1, user_api="blas"):  # their number decides last bits
-                cosines = unit[start : start + _BLOCK_ROWS] @ self.rows_.T
+                cosines = unit[start : start + _BLOCK_ROWS] @ rows.T
             # a stable order: of rows that are equally near the first ones vote
             nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
             near = np.take_along_axis(cosines, nearest, axis=1)
-            strength = np.exp((near - near[:, :1]).astype(np.float64) / self.temperature)
+            strength = np.exp((near - near[:, :1]) / self.temperature)
             strength *= self.weights_[nearest]
             block = votes[start : start + _BLOCK_ROWS]
             np.add.at(block, (np.arange(len(block))[:, None], self.positions_[nearest]), strength)

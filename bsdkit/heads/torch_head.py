@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,13 +159,15 @@ class TorchHead(TrainingOptions, Head):
     def predict_proba(self, X: FloatArray) -> npt.NDArray[np.float64]:
         """See `Head.predict_proba`."""
         X = self._check_predict(X)
-        x = torch.from_numpy(self.prepare(X))
+        x = torch.from_numpy(self.prepare(X)).double()
         if self.input_mean_ is not None and self.input_scale_ is not None:
-            x = (x - self.input_mean_) / self.input_scale_
+            x = (x - self.input_mean_.double()) / self.input_scale_.double()
+        # in double, what processors round differently is far below what is written of it
+        own = copy.deepcopy(self.module_).double()
         with torch.inference_mode():
             if not self.passes:
-                return self._probabilities(self.module_, x)
-            module = as_stackable(self.module_).eval()
+                return self._probabilities(own, x)
+            module = as_stackable(own).eval()
             total = np.zeros((len(x), len(self.classes_)))
             for _ in sample_subnetworks(module, x[:1], self.passes, self.random_state):
                 total += self._probabilities(module, x)

@@ -73,6 +73,8 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     said = recipe.model_dump(exclude={"name", "description", "tune"})
     for name, member in said["members"].items():
         plan = member_plan(name, recipe)
+        if plan.is_imported:
+            continue
         said["members"][name] = {**head_parameters(plan.head), **member, "seeds": plan.seeds,
                                  "validation": plan.validation}  # fmt: skip
     return said
@@ -232,6 +234,7 @@ class _Predictions:
 
     classes: npt.NDArray[np.int64] | None
     seeds: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    in_sample: npt.NDArray[np.int64] | None = None
     fault: str = ""
 
 
@@ -251,7 +254,16 @@ def _predictions(
         used = member_plan(names[0], recipe).used_seeds
         by_seed = {seed: p[rows].argmax(1) for seed, p in zip(used, seeds, strict=True)}
         return _Predictions(mean[rows].argmax(1), by_seed)
-    together = combine_members(recipe, clips, task.split, members).nested
+    feature = recipe.similarity
+    combined = combine_members(
+        recipe,
+        clips,
+        task.split,
+        members,
+        similarity=bench.similarity(feature) if feature else None,
+        n_jobs=bench.n_jobs,
+    )
+    tuned = combined.stages[-1].in_sample[rows]
     # seeds of an ensemble: the i-th seed of every member that has several, plainly averaged
     n_seeds = max(len(members[name].probabilities) for name in names)
     seeds = []
@@ -259,7 +271,11 @@ def _predictions(
         of_seed = [members[n].probabilities[i % len(members[n].probabilities)] for n in names]
         seeds.append(combine(np.stack(of_seed), np.ones(len(names)), fallback))
     return _Predictions(
-        together[rows].argmax(1), {i: p[rows].argmax(1) for i, p in enumerate(seeds)}
+        combined.decided[rows],
+        {i: p[rows].argmax(1) for i, p in enumerate(seeds)}
+        if n_seeds > 1
+        else {0: combined.decided[rows]},
+        in_sample=tuned if combined.stages[-1].learns else None,
     )
 
 
@@ -278,6 +294,11 @@ def _judge(
             seed: evaluate(labels, p, taxonomy, warn=False)["hF_strict"]
             for seed, p in predictions.seeds.items()
         }
+
+    def tuned(predictions: _Predictions) -> float | None:
+        if predictions.in_sample is None:
+            return None
+        return evaluate(labels, predictions.in_sample, taxonomy, warn=False)["hF_strict"]
 
     def interval(classes: npt.NDArray[np.int64]) -> Interval:
         return bootstrap(labels, classes, taxonomy)["hF_strict"]
@@ -304,7 +325,7 @@ def _judge(
         variants.append(
             Judged(
                 name, interval(one.classes), spread(own_seeds.values()), comparisons[name], paired,
-                adjusted[name], verdict,
+                adjusted[name], verdict, in_sample=tuned(one),
             )
         )  # fmt: skip
     return Ablation(
@@ -317,6 +338,7 @@ def _judge(
         n_trained=bench.n_trained,
         n_reused=bench.n_reused,
         seconds=time.perf_counter() - started,
+        baseline_in_sample=tuned(baseline),
     )
 
 

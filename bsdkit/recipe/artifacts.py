@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from bsdkit.combine.chain import Chain
 from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError
 from bsdkit.predictions import write_predictions
@@ -20,9 +21,9 @@ from bsdkit.recipe.results import ProtocolResult
 from bsdkit.recipe.schema import Recipe
 from bsdkit.report.page import write_page
 from bsdkit.store.clips_table import read_clips, write_clips
-from bsdkit.store.files import atomic_h5, replace_folder, write_strings
-from bsdkit.train.member import MemberResult
-from bsdkit.train.saved import load_member, save_member
+from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
+from bsdkit.train.member import MemberModel
+from bsdkit.train.saved import load_models, save_member
 
 __all__ = ["Run", "load_run", "write_run"]
 
@@ -38,8 +39,9 @@ def write_run(
     """Writes ``runs/<name>/``; it appears whole, and an older run is replaced only then.
 
     Files: recipe.yaml (resolved), run.json (versions, features, folds), metrics.json,
-    ensemble.json, clips.h5, oof.h5 (probabilities), predictions.csv (the headline's nested
-    predictions in the official columns), members/<split>/<member>/, report.html.
+    ensemble.json (weights), chain.json (all steps after the members, fitted on all clips and for
+    each fold on the others), clips.h5, oof.h5 (probabilities), predictions.csv (the headline's
+    nested predictions in the official columns), members/<split>/<member>/, report.html.
     """
     folder = runs / recipe.name
     temporary = runs / f".{recipe.name}.{os.getpid()}.tmp"
@@ -55,8 +57,20 @@ def write_run(
             {
                 "split": recipe.split[0],
                 "members": headline.metrics["ensemble"]["members"],
-                "weights": list(headline.ensemble.weights),
+                "weights": list(headline.chains.chain.ensemble.weights),
+            },
+        )
+        _write_json(
+            temporary / "chain.json",
+            {
+                "members": list(headline.names),
+                "decode": recipe.decode,
                 "prior": headline.prior.tolist(),
+                **headline.chains.chain.to_dict(),
+                "folds": [
+                    {"prior": prior.tolist(), **chain.to_dict()}
+                    for prior, chain in zip(headline.priors, headline.chains.of_folds, strict=True)
+                ],
             },
         )
         write_clips(temporary / "clips.h5", clips)
@@ -66,17 +80,20 @@ def write_run(
                 group = file.create_group(protocol)
                 group.create_dataset("fold", data=result.split.fold)
                 group.create_dataset("ensemble_nested", data=result.nested)
+                group.create_dataset("decided", data=result.decided)
                 for name, member in result.members.items():
                     group.create_dataset(f"members/{name}", data=member.mean)
         for protocol, result in results.items():
             for name, member in result.members.items():
+                if recipe.members[name].imported:
+                    continue
                 save_member(temporary / "members" / protocol / name, member)
         rows = headline.split.tested
         write_predictions(
             temporary / "predictions.csv",
             clips.ids[rows],
-            clips.taxonomy.decode(headline.nested[rows].argmax(axis=1)),
-            headline.nested[rows].max(axis=1),
+            clips.taxonomy.decode(headline.decided[rows]),
+            headline.nested[rows, headline.decided[rows]],
             clips.taxonomy.decode(clips.labels[rows]),
         )
         write_page(temporary / "report.html", recipe.name, metrics, facts, clips.taxonomy)
@@ -101,8 +118,11 @@ class Run:
         metrics: what stands in metrics.json.
         clips: the clips it was trained on, with their taxonomy.
         split: the split whose models predict new clips.
-        weights: ensemble weight by member.
+        names: the members of the ensemble, in the order of its weights.
+        chain: the steps after the members, fitted on all clips.
         prior: class shares [n_classes] of the training clips.
+        chains_of_folds: the steps fitted for each fold on the others, with the class shares of
+            what that fold trained on.
     """
 
     folder: Path
@@ -111,12 +131,40 @@ class Run:
     metrics: dict[str, Any]
     clips: Clips
     split: str
-    weights: dict[str, float]
+    names: tuple[str, ...]
+    chain: Chain
     prior: npt.NDArray[np.float64]
+    chains_of_folds: tuple[tuple[Chain, npt.NDArray[np.float64]], ...]
 
-    def member(self, name: str) -> MemberResult:
+    @property
+    def weights(self) -> dict[str, float]:
+        """Ensemble weight by member."""
+        return dict(zip(self.names, self.chain.ensemble.weights, strict=True))
+
+    @property
+    def counting(self) -> list[str]:
+        """The members that change a prediction."""
+        return [n for n, counts in zip(self.names, self.chain.counts, strict=True) if counts]
+
+    def folds(self) -> npt.NDArray[np.int64]:
+        """Test fold of each clip [n_clips] under `split`; -1 where none tests it.
+
+        Raises:
+            StoreError: the run's oof.h5 is missing or broken.
+        """
+        with open_h5(self.folder / "oof.h5") as file:
+            return np.asarray(file[self.split]["fold"][()], np.int64)
+
+    def with_models(self) -> list[str]:
+        """The members that the ensemble needs and that were trained here."""
+        wanted = list(self.names)
+        for name in wanted:  # grows by the members whose probabilities they take
+            wanted += [n for n in self.recipe.members[name].probabilities if n not in wanted]
+        return [name for name in wanted if not self.recipe.members[name].imported]
+
+    def models(self, name: str) -> tuple[MemberModel, ...]:
         """The models of one member."""
-        return load_member(self.folder / "members" / self.split / name)
+        return load_models(self.folder / "members" / self.split / name)
 
 
 def load_run(folder: Path | str) -> Run:
@@ -131,17 +179,33 @@ def load_run(folder: Path | str) -> Run:
         facts = json.loads((folder / "run.json").read_text())
         metrics = json.loads((folder / "metrics.json").read_text())
         ensemble = json.loads((folder / "ensemble.json").read_text())
+        data = json.loads((folder / "chain.json").read_text())
     except (OSError, ValueError) as error:
+        reason = str(error)
+        if isinstance(error, FileNotFoundError):
+            reason = f"it has no {Path(error.filename).name}"
         raise RecipeError(
-            f"{folder} is not a run ({error}); make one with bsdkit fit RECIPE.yaml"
+            f"{folder} is not a whole run: {reason}; make one with bsdkit fit RECIPE.yaml"
+        ) from None
+    clips = read_clips(folder / "clips.h5")
+    try:
+        chain = Chain.from_dict(data, clips.taxonomy)
+        of_folds = tuple(
+            (Chain.from_dict(one, clips.taxonomy), np.array(one["prior"])) for one in data["folds"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{folder / 'chain.json'} cannot be read ({error!r}); run bsdkit fit again"
         ) from None
     return Run(
         folder=folder,
         recipe=recipe,
         facts=facts,
         metrics=metrics,
-        clips=read_clips(folder / "clips.h5"),
+        clips=clips,
         split=ensemble["split"],
-        weights=dict(zip(ensemble["members"], ensemble["weights"], strict=True)),
-        prior=np.array(ensemble["prior"]),
+        names=tuple(data["members"]),
+        chain=chain,
+        prior=np.array(data["prior"]),
+        chains_of_folds=of_folds,
     )

@@ -17,6 +17,7 @@ from bsdkit.errors import RecipeError, StaleStore, StoreError
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
 from bsdkit.extract.report import ExtractionReport, Stages
 from bsdkit.report.progress import Bar, ConsoleProgress
+from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
 from bsdkit.store.specs import first_difference
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
@@ -209,10 +210,11 @@ def _backbones_of(
     specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run)}
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for feature, spec in specs.items():
-        if spec["backbone"] == "imported":
+        if spec["backbone"] in ("imported", IMPORTED_PROBABILITIES):
+            command = "store import" if spec["backbone"] == "imported" else "import"
             raise RecipeError(
                 f"{feature} was imported ({spec['origin']}); import it for these clips too "
-                "(bsdkit store import), then give --store"
+                f"(bsdkit {command}), then give --store"
             )
         # outputs of one backbone are made together, but texts of two templates are not
         same = (spec["backbone"], spec["dtype"], spec["compute_dtype"])

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, HeadError, IncompleteStore, RecipeError
+from bsdkit.recipe.imported import check_folds, check_imported, imported_member, similarity_of
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
@@ -105,7 +106,7 @@ class Workbench:
     ) -> None:
         self.recipe, self.runs = recipe, runs
         self._device, self._reuse = device, reuse
-        self._n_jobs = n_jobs or os.cpu_count() or 1
+        self.n_jobs = n_jobs or os.cpu_count() or 1
         self._say = on_step or (lambda line: None)
         self.store = Store(recipe.store)
         if not len(self.store.clips):
@@ -141,7 +142,7 @@ class Workbench:
             uploader=clips.uploader if is_grouped else None,
             confidence=clips.confidence,
             device=self._device,
-            n_jobs=self._n_jobs,
+            n_jobs=self.n_jobs,
         )
 
     def inputs(self, plan: MemberPlan) -> Inputs:
@@ -150,6 +151,7 @@ class Workbench:
         Raises:
             StoreError: a feature is missing, stale, or lacks rows that the recipe does not let
                 it lack.
+            RecipeError: the feature of an imported member holds no class probabilities.
         """
         if plan.features not in self._inputs:
             expect = {f: e for f, e in self.recipe.expect.items() if f in plan.features}
@@ -160,6 +162,8 @@ class Workbench:
             self.infos |= features.infos
             for i, name in enumerate(features.infos):
                 self.n_missing[name] = int(features.is_missing[:, i].sum())
+        if plan.is_imported:
+            check_imported(self.infos[plan.features[0]], self.store.clips.taxonomy)
         return self._inputs[plan.features]
 
     def _check_missing(self, plan: MemberPlan, features: Features) -> None:
@@ -199,6 +203,10 @@ class Workbench:
             for name in wave:
                 plan = plans[name]
                 self.inputs(plan)
+                if plan.is_imported:
+                    check_folds(self.infos[plan.features[0]], self.store.clips.ids, task.split)
+                    results[name] = imported_member(self.inputs(plan), task.split)
+                    continue
                 keys[name] = self._key(plan, task, keys, folds)
                 saved = self._folder(keys[name])
                 if self._reuse and saved.is_dir():
@@ -212,6 +220,18 @@ class Workbench:
                 if name not in results:
                     results[name] = results[next(w for w in waiting if keys[w] == keys[name])]
         return {name: results[name] for name in plans}
+
+    def similarity(self, feature: str) -> npt.NDArray[np.float64]:
+        """How near each clip's metadata are to each class, [n_clips, n_classes]; NaN if missing.
+
+        Raises:
+            RecipeError: the feature has another number of columns than there are classes.
+        """
+        features = self.store.features([feature], {})
+        _check_finite(features, self.store)
+        self.infos |= features.infos
+        self.n_missing[feature] = int(features.is_missing.sum())
+        return similarity_of(feature, features, len(self.store.clips.taxonomy))
 
     def _folder(self, key: str) -> Path:
         return self.runs / ".members" / key

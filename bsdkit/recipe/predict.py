@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.combine.chain import Chain
+from bsdkit.combine.decode import decode
 from bsdkit.combine.ensemble import combine
+from bsdkit.combine.evidence import Evidence
 from bsdkit.dataset import Clips
 from bsdkit.errors import CorruptStore, RecipeError, StoreError, nearest
 from bsdkit.recipe.artifacts import Run
+from bsdkit.recipe.imported import check_imported, imported_probabilities, similarity_of
 from bsdkit.recipe.members import member_inputs, member_plan
 from bsdkit.store.files import open_h5
-from bsdkit.store.store import Store
+from bsdkit.store.probabilities import export_probabilities
+from bsdkit.store.store import Features, Store
 from bsdkit.train.member import predict_member
 
-__all__ = ["Prediction", "needed_features", "out_of_fold", "predict_run", "training_clips"]
+__all__ = [
+    "Prediction",
+    "chain_probabilities",
+    "export_run",
+    "member_probabilities",
+    "needed_features",
+    "out_of_fold",
+    "predict_run",
+    "training_clips",
+    "with_inputs",
+]
+
+FloatArray = npt.NDArray[np.float64]
 
 
-def _weights(run: Run, member: str) -> dict[str, float]:
-    """The members that count, with their weights: one, or those of the ensemble."""
+def _counting(run: Run, member: str) -> list[str]:
+    """The members that count: one, or those of the ensemble."""
     if not member:
-        return {name: weight for name, weight in run.weights.items() if weight > 0}
+        return run.counting
     if member not in run.recipe.members:
         raise RecipeError(
             f"run {run.folder} has no member {member!r}: {nearest(member, run.recipe.members)}"
         )
-    return {member: 1.0}
+    return [member]
 
 
-def _with_inputs(run: Run, names: Iterable[str]) -> list[str]:
+def with_inputs(run: Run, names: Iterable[str]) -> list[str]:
     """The members, each after those whose probabilities are among its inputs."""
     found: list[str] = []
     for name in names:
@@ -47,8 +65,11 @@ def needed_features(run: Run, member: str = "") -> list[str]:
     Raises:
         RecipeError: the run has no such member.
     """
-    members = [run.recipe.members[name] for name in _with_inputs(run, _weights(run, member))]
-    return list(dict.fromkeys(feature for member in members for feature in member.features))
+    members = [run.recipe.members[name] for name in with_inputs(run, _counting(run, member))]
+    found = [feature for one in members for feature in one.features]
+    if run.recipe.similarity and not member:
+        found.append(run.recipe.similarity)
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -92,7 +113,7 @@ def out_of_fold(run: Run, member: str = "") -> npt.NDArray[np.float64]:
         RecipeError: the run has no such member.
         StoreError: the run's oof.h5 is missing or broken.
     """
-    names = list(run.weights) if not member else list(_weights(run, member))
+    names = list(run.names) if not member else _counting(run, member)
     path = run.folder / "oof.h5"
     with open_h5(path) as file:
         try:
@@ -109,6 +130,28 @@ def out_of_fold(run: Run, member: str = "") -> npt.NDArray[np.float64]:
     return np.where(is_unseen[:, None], np.nan, probabilities)
 
 
+def export_run(run: Run, path: Path, member: str = "") -> int:
+    """Writes a run's out-of-fold probabilities, with the folds; returns the number of clips.
+
+    Clips without a prediction have no row.
+
+    Raises:
+        RecipeError: the run has no such member.
+        StoreError: the run's oof.h5 is missing or broken.
+        DatasetError: the file cannot be written.
+    """
+    probabilities = out_of_fold(run, member)
+    rows = np.flatnonzero(~np.isnan(probabilities[:, 0]))
+    export_probabilities(
+        path,
+        [str(clip) for clip in run.clips.ids[rows]],
+        probabilities[rows],
+        run.clips.taxonomy,
+        fold=run.folds()[rows],
+    )
+    return len(rows)
+
+
 def training_clips(run: Run, member: str = "") -> list[Clips]:
     """The clips tables that a run's models, or one member's, were trained on.
 
@@ -119,7 +162,7 @@ def training_clips(run: Run, member: str = "") -> list[Clips]:
         RecipeError: the run has no such member.
         StoreError: an extra store is not there any more.
     """
-    names = list(_weights(run, member))
+    names = _counting(run, member)
     for name in names:  # grows by the teachers
         names += [t for t in run.recipe.members[name].teachers if t not in names]
     extra = [run.recipe.members[name].extra for name in names]
@@ -135,43 +178,100 @@ def _known_ids(run: Run, member: str) -> npt.NDArray[np.str_]:
     return np.concatenate([table.ids.astype(str) for table in tables])
 
 
-def predict_run(run: Run, store: Store, member: str = "") -> Prediction:
-    """Predictions of a run's ensemble, or of one member, for every clip of a store.
+def member_probabilities(
+    run: Run, names: Sequence[str], features: Features, fold: int | None = None
+) -> dict[str, FloatArray]:
+    """What members say of clips [n, n_classes]; NaN in rows whose features are missing.
 
-    Each member is the mean of its models of all folds and seeds, and members are averaged
-    with the weights found on all development clips. The store's features must have the
-    specs that the run was trained on.
+    Args:
+        run: whose models.
+        names: members, each after those whose probabilities it takes.
+        features: of the clips.
+        fold: ask the models that did not see this fold's clips; None for those of all folds.
+    """
+    said: dict[str, FloatArray] = {}
+    for name in names:
+        plan = member_plan(name, run.recipe)
+        inputs = member_inputs(plan, features)
+        if plan.is_imported:
+            check_imported(features.infos[plan.features[0]], run.clips.taxonomy)
+            said[name] = imported_probabilities(inputs)
+            continue
+        if plan.probabilities:
+            others = np.stack([said[other] for other in plan.probabilities])
+            inputs = inputs.with_probabilities(others)
+        models = tuple(m for m in run.models(name) if fold is None or m.fold == fold)
+        said[name] = predict_member(plan, models, inputs, run.clips.taxonomy)
+    return said
+
+
+def chain_probabilities(
+    run: Run,
+    chain: Chain,
+    prior: FloatArray,
+    said: Mapping[str, FloatArray],
+    features: Features,
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Probabilities [n, n_classes] after all steps, and which rows are the prior for want of any.
+
+    Args:
+        run: for the names of the members.
+        chain: the steps.
+        prior: what a clip gets that no member could see [n_classes].
+        said: see `member_probabilities`; a member that is not there has no prediction.
+        features: for the similarity of metadata, where the reranker asks for it.
+    """
+    n = len(next(iter(said.values())))
+    nothing = np.full((n, len(run.clips.taxonomy)), np.nan)
+    similarity = None
+    if run.recipe.similarity:
+        similarity = similarity_of(run.recipe.similarity, features, len(run.clips.taxonomy))
+    evidence = Evidence(
+        np.stack([said.get(name, nothing) for name in run.names]), similarity=similarity
+    )
+    rows = np.flatnonzero(chain.seen(evidence))
+    result = np.tile(prior, (n, 1))
+    if len(rows):
+        result[rows] = chain.apply(evidence.rows(rows))
+    return result, ~np.isin(np.arange(n), rows)
+
+
+def predict_run(run: Run, store: Store, member: str = "") -> Prediction:
+    """Predictions of a run, or of one of its members, for every clip of a store.
+
+    Each member is the mean of its models of all folds and seeds; the steps after the members are
+    those fitted on all development clips. The store's features must have the specs that the run
+    was trained on.
 
     Raises:
         RecipeError: the run has no such member.
         StaleStore: a feature has another spec.
         StoreError: the store lacks a feature.
     """
-    weights = _weights(run, member)
-    names = list(weights)
+    names = _counting(run, member)
     wanted = needed_features(run, member)
     expect = {f: run.facts["features"][f]["spec"] for f in wanted}
     features = store.features(wanted, expect)
-    of_member: dict[str, npt.NDArray[np.float64]] = {}
-    for name in _with_inputs(run, names):
-        plan = member_plan(name, run.recipe)
-        inputs = member_inputs(plan, features)
-        if plan.probabilities:
-            said = np.stack([of_member[other] for other in plan.probabilities])
-            inputs = inputs.with_probabilities(said)
-        of_member[name] = predict_member(plan, run.member(name).models, inputs, run.clips.taxonomy)
-    stack = np.stack([of_member[name] for name in names])
-    probabilities = combine(stack, list(weights.values()), run.prior)
-    is_unseen = np.isnan(stack[:, :, 0])
-    ids, best = store.clips.ids, probabilities.argmax(axis=1)
-    has_truth = store.clips.is_labelled and store.clips.taxonomy == run.clips.taxonomy
+    said = member_probabilities(run, with_inputs(run, names), features)
+    stack = np.stack([said[name] for name in names])
+    taxonomy = run.clips.taxonomy
+    if member:
+        probabilities = combine(stack, [1.0], run.prior)
+        is_fallback = np.isnan(stack[0, :, 0])
+        best = probabilities.argmax(axis=1)
+    else:
+        probabilities, is_fallback = chain_probabilities(run, run.chain, run.prior, said, features)
+        best = decode(probabilities, run.recipe.decode, taxonomy)
+    ids = store.clips.ids
+    is_partial = np.isnan(stack[:, :, 0]).any(axis=0) & ~is_fallback
+    has_truth = store.clips.is_labelled and store.clips.taxonomy == taxonomy
     return Prediction(
         ids=ids,
-        labels=[run.clips.taxonomy.labels[c] for c in best],
-        scores=probabilities.max(axis=1),
+        labels=[taxonomy.labels[c] for c in best],
+        scores=probabilities[np.arange(len(ids)), best],
         probabilities=probabilities,
-        fallback=tuple(ids[is_unseen.all(axis=0)]),
-        partial=tuple(ids[is_unseen.any(axis=0) & ~is_unseen.all(axis=0)]),
+        fallback=tuple(ids[is_fallback]),
+        partial=tuple(ids[is_partial]),
         trained_on=tuple(ids[np.isin(ids.astype(str), _known_ids(run, member))]),
-        truth=store.clips.taxonomy.decode(store.clips.labels) if has_truth else None,
+        truth=taxonomy.decode(store.clips.labels) if has_truth else None,
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.ensemble import Ensemble
+from bsdkit.combine.chain import Nested
 from bsdkit.splits import Split
 from bsdkit.train.member import MemberResult
 
@@ -24,17 +24,21 @@ class ProtocolResult:
     Attributes:
         split: the folds.
         members: results by member name.
-        ensemble: fitted on all clips, for new ones.
-        nested: out-of-fold probabilities [n_clips, n_classes] of the ensemble, nested.
-        in_sample: the same, tuned on the clips that it is scored on.
+        names: the members of the ensemble, in the order of its weights.
+        chains: the steps after the members, fitted on all clips and for each fold on the others.
+        nested: probabilities [n_clips, n_classes], each clip by its fold's chain.
+        decided: class positions [n_clips], decoded as the recipe says.
         prior: class shares [n_classes]; what a clip without any feature gets.
+        priors: the same by fold, of what it trained on.
         metrics: every score, as it stands in metrics.json.
     """
 
     split: Split
     members: dict[str, MemberResult]
-    ensemble: Ensemble
+    names: tuple[str, ...]
+    chains: Nested
     nested: FloatArray
-    in_sample: FloatArray
+    decided: npt.NDArray[np.int64]
     prior: FloatArray
+    priors: tuple[FloatArray, ...]
     metrics: dict[str, Any]

@@ -79,19 +79,27 @@ def fit_recipe(
     runs.mkdir(parents=True, exist_ok=True)
     say = on_step or (lambda line: None)
     for name in recipe.expect:
-        if name not in recipe.features:
+        if name not in (*recipe.features, recipe.similarity):
             raise RecipeError(f"expect names the feature {name!r}, which no member uses")
     bench = Workbench(recipe, runs, device=device, reuse=reuse, on_step=on_step)
     clips = bench.store.clips
     plans = {name: member_plan(name, recipe) for name in recipe.members}
     for plan in plans.values():  # what a store lacks is said before anything else
         bench.inputs(plan)
+    similarity = bench.similarity(recipe.similarity) if recipe.similarity else None
     results: dict[str, ProtocolResult] = {}
     for protocol in recipe.split:
         task = bench.task(protocol)
         members = bench.train(plans, task)
         say(f"combining and scoring, {protocol} folds")
-        results[protocol] = score_protocol(recipe, bench.store.clips, task.split, members)
+        results[protocol] = score_protocol(
+            recipe,
+            bench.store.clips,
+            task.split,
+            members,
+            similarity=similarity,
+            n_jobs=bench.n_jobs,
+        )
     metrics = {
         "headline": recipe.split[0],
         "n_clips": len(clips),
@@ -103,7 +111,7 @@ def fit_recipe(
         "python": platform.python_version(),
         "versions": {
             name: importlib.metadata.version(name)
-            for name in ("numpy", "torch", "scikit-learn", "optuna", "h5py")
+            for name in ("numpy", "torch", "scikit-learn", "optuna", "lightgbm", "h5py")
         },
         "machine": platform.machine(),
         "device": device,

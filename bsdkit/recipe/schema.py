@@ -12,16 +12,22 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from bsdkit.combine.calibration import CalibrationMethod
+from bsdkit.combine.decode import Decoding
+from bsdkit.combine.ensemble import Method, Space
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters, make_head
 from bsdkit.heads.stack.options import TrainingOptions
 from bsdkit.heads.torch_head import TorchHead
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
+from bsdkit.train.plan import IMPORTED
 
 __all__ = [
+    "AdjustRecipe",
     "EnsembleRecipe",
     "MemberRecipe",
     "Recipe",
+    "RerankRecipe",
     "TuneRecipe",
     "load_recipe",
     "recipe_from",
@@ -129,12 +135,17 @@ class ExtraRecipe(_Taught):
 
 
 class MemberRecipe(BaseModel):
-    """One member: a head, its features, and any parameter of the head beside them."""
+    """One member: a head, its features, and any parameter of the head beside them.
+
+    Or ``imported``, and nothing else: a feature of the store that holds the out-of-fold
+    probabilities of models trained elsewhere.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     head: str
     features: list[str] = Field(min_length=1)
+    imported: str | None = None
     seeds: list[int] | None = Field(None, min_length=1)
     validation: float | None = Field(None, ge=0, lt=1)
     confidence: Literal["none", "linear", "shifted", "binary"] = "none"
@@ -146,7 +157,11 @@ class MemberRecipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _numbers(cls, data: Any) -> Any:
-        return {k: as_number(v) for k, v in data.items()} if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        if isinstance(data.get("imported"), str):
+            data = {"head": IMPORTED, "features": [data["imported"]], **data}
+        return {k: as_number(v) for k, v in data.items()}
 
     @field_validator("features", "probabilities", mode="before")
     @classmethod
@@ -167,6 +182,16 @@ class MemberRecipe(BaseModel):
     @model_validator(mode="after")
     def _known_parameters(self) -> MemberRecipe:
         fields = set(type(self).model_fields)
+        if self.imported is not None or self.head == IMPORTED:
+            plain = MemberRecipe.model_construct(
+                head=IMPORTED, features=[self.imported], imported=self.imported
+            )
+            if self.imported is None or self != plain:
+                raise ValueError(
+                    "an imported member is {imported: FEATURE} and nothing else: its models were "
+                    "trained elsewhere"
+                )
+            return self
         _check_settings(self.head, self.settings, fields)
         if self._pretraining:
             known = {option.name for option in dataclasses.fields(TrainingOptions)}
@@ -234,14 +259,87 @@ class TuneRecipe(BaseModel):
 
 
 class EnsembleRecipe(BaseModel):
-    """How members are averaged."""
+    """How members are averaged; see `bsdkit.combine.ensemble.EnsembleOptions`.
+
+    Attributes:
+        members: which; None for all.
+        file: JSON or YAML with weights by member, for ``frozen``, such as a run's ensemble.json.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["mean", "weights"] = "weights"
+    method: Method = "weights"
+    space: Space = "probabilities"
     trials: int = Field(default=100, ge=1)
+    rounds: int = Field(default=50, ge=1)
+    largest: int = Field(default=3, ge=1)
+    caps: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    min_weight: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
     members: list[str] | None = Field(default=None, min_length=1)
+    weights: dict[str, float] | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _frozen_weights(self) -> EnsembleRecipe:
+        given = self.file is not None or self.weights is not None
+        if self.method == "frozen" and (self.file is None) == (self.weights is None):
+            raise ValueError(
+                "method: frozen needs weights: {member: share} or file: a run's ensemble.json"
+            )
+        if self.method != "frozen" and given:
+            raise ValueError("weights and file are for method: frozen")
+        return self
+
+
+class RerankRecipe(BaseModel):
+    """A reranker; see `bsdkit.combine.rerank.RerankOptions`.
+
+    Attributes:
+        tau: a number, or ``tune``.
+        cross_tau: the same, across families.
+        similarity: a feature with one column a class: how near a clip's metadata are to it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    objective: Literal["binary", "lambdarank"] = "binary"
+    top: int = Field(3, ge=1)
+    diverse: int = Field(3, ge=0)
+    tau: float | Literal["tune"] = "tune"
+    cross_tau: float | Literal["tune"] = "tune"
+    rounds: int = Field(120, ge=1)
+    leaves: int = Field(15, ge=2)
+    learning_rate: float = Field(0.05, gt=0)
+    min_rows: int = Field(40, ge=1)
+    balance: float = Field(0.5, ge=0, le=1)
+    seed: int = Field(0, ge=0)
+    similarity: str | None = None
+
+    @model_validator(mode="after")
+    def _cautious(self) -> RerankRecipe:
+        for name in ("tau", "cross_tau"):
+            value = getattr(self, name)
+            if value != "tune" and not value >= 0:
+                raise ValueError(f"{name} is {value!r}, expected 0 or more, or tune")
+        if (
+            self.tau != "tune"
+            and self.cross_tau != "tune"
+            and float(self.cross_tau) < float(self.tau)
+        ):
+            raise ValueError(
+                f"cross_tau is {self.cross_tau!r}, below tau: {self.tau!r}; leaving the family "
+                "must not be easier than staying"
+            )
+        return self
+
+
+class AdjustRecipe(BaseModel):
+    """Logit adjustment; see `bsdkit.combine.adjust.Adjustment`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tau: float | Literal["tune"] = "tune"
 
 
 class Recipe(BaseModel):
@@ -259,7 +357,14 @@ class Recipe(BaseModel):
         seeds: models a fold.
         validation: share of the training rows that chooses the best epoch.
         members: by name.
+        calibrate: how each member is calibrated before.
         ensemble: how they are averaged.
+        rerank: how a booster overrides the ensemble; None for not at all.
+        adjust: how far probabilities are shifted to the target's class frequencies.
+        target: class frequencies of the clips to be predicted: ``balanced``, or shares by class.
+            Whatever is tuned is tuned for them, and a score for them stands beside the others;
+            None for those of the store.
+        decode: how a class is chosen.
         expect: fields of a feature's spec that must hold, by feature.
         missing: ``refuse`` a store that lacks rows of a feature, or ``skip`` those clips in
             the members that need it.
@@ -278,7 +383,12 @@ class Recipe(BaseModel):
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     validation: float = Field(0.2, ge=0, lt=1)
     members: dict[Name, MemberRecipe] = Field(min_length=1)
+    calibrate: CalibrationMethod = "none"
     ensemble: EnsembleRecipe = Field(default_factory=EnsembleRecipe)
+    rerank: RerankRecipe | None = None
+    adjust: AdjustRecipe | None = None
+    target: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None
+    decode: Decoding = "argmax"
     expect: dict[str, dict[str, Any]] = {}
     missing: Literal["refuse", "skip"] = "refuse"
     tune: TuneRecipe | None = None
@@ -326,6 +436,11 @@ class Recipe(BaseModel):
                     raise ValueError(
                         f"members.{name} names the teacher {teacher!r}: {nearest(teacher, others)}"
                     )
+                if self.members[teacher].imported:
+                    raise ValueError(
+                        f"members.{name} has the teacher {teacher!r}, which is imported; teaching "
+                        "needs models trained without two folds, and those are elsewhere"
+                    )
             for teacher in member_recipe.extra.teachers if member_recipe.extra else []:
                 if self.members[teacher].probabilities:
                     raise ValueError(
@@ -371,6 +486,11 @@ class Recipe(BaseModel):
         """All features that some member needs, in the order of their first use."""
         return list(dict.fromkeys(f for m in self.members.values() for f in m.features))
 
+    @property
+    def similarity(self) -> str | None:
+        """The feature that tells the reranker how near a clip's metadata are to each class."""
+        return self.rerank.similarity if self.rerank else None
+
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100))
@@ -395,11 +515,40 @@ class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
 def load_recipe(path: Path | str) -> Recipe:
     """The recipe in a YAML file; its name defaults to the file's.
 
+    ``include: OTHER.yaml`` (or a list) takes what other files say, from this file's folder: a
+    key that both have is this file's, and mappings are joined key by key.
+
     Raises:
         RecipeError: it cannot be read or says something that no recipe may say; the message
             names the place, and for an unknown key the nearest valid one.
     """
     path = Path(path)
+    data = _included(path, ())
+    return recipe_from({"name": path.stem, **data}, str(path))
+
+
+def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file and those that it includes say; their names stay theirs."""
+    if path.resolve() in above:
+        raise RecipeError(f"{above[-1]} includes {path}, which includes it")
+    data = _read_mapping(path)
+    others = data.pop("include", [])
+    merged: dict[str, Any] = {}
+    for other in [others] if isinstance(others, str) else others:
+        found = _included(path.parent / str(other), (*above, path.resolve()))
+        merged = _joined(merged, {k: v for k, v in found.items() if k != "name"})
+    return _joined(merged, data)
+
+
+def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    joined = {**below, **above}
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(below.get(key), dict):
+            joined[key] = _joined(below[key], value)
+    return joined
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
@@ -413,7 +562,7 @@ def load_recipe(path: Path | str) -> Recipe:
         raise RecipeError(f"{path}{where}: {problem}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must hold key: value lines, found {type(data).__name__}")
-    return recipe_from({"name": path.stem, **data}, str(path))
+    return data
 
 
 def recipe_from(data: dict[str, Any], origin: str) -> Recipe:
@@ -444,6 +593,8 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {
             "ensemble": EnsembleRecipe,
+            "rerank": RerankRecipe,
+            "adjust": AdjustRecipe,
             "extra": ExtraRecipe,
             "distill": DistillRecipe,
             "tune": TuneRecipe,

@@ -32,6 +32,8 @@ class Judged:
             more than twice the standard error of `seed_differences`; else ``within noise``.
             ``diverged`` where a model did.
         fault: the first model's, if it diverged.
+        in_sample: hF_strict of steps tuned on the clips that they are scored on; None where no
+            step learns.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Judged:
     p_value: float
     verdict: str
     fault: str = ""
+    in_sample: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Ablation:
         n_trained: members trained now.
         n_reused: members trained before.
         seconds: wall-clock seconds.
+        baseline_in_sample: see `Judged.in_sample`.
     """
 
     judged: str
@@ -69,6 +73,7 @@ class Ablation:
     n_trained: int
     n_reused: int
     seconds: float
+    baseline_in_sample: float | None = None
 
 
 def _signed(value: float) -> str:
@@ -76,14 +81,17 @@ def _signed(value: float) -> str:
 
 
 def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
+    """The heading and a row a variant, without the columns that would be empty."""
     base = ablation.baseline
     rows: list[tuple[str, ...]] = [
+        _COLUMNS,
         ("the recipe as it stands", percent(base.value), _interval(base),
-         _spread(ablation.baseline_seeds), "", "", "", "")
+         *_tuned(base, ablation.baseline_in_sample), _spread(ablation.baseline_seeds), "", "", "",
+         "")
     ]  # fmt: skip
     for one in ablation.variants:
         if one.score is None or one.difference is None or one.seeds is None:
-            rows.append((one.name, "", "", "", "", "", "", one.verdict))
+            rows.append((one.name, *[""] * (len(_COLUMNS) - 2), one.verdict))
             continue
         assert one.seed_differences is not None
         d = one.difference
@@ -92,6 +100,7 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
                 one.name,
                 percent(one.score.value),
                 _interval(one.score),
+                *_tuned(one.score, one.in_sample),
                 _spread(one.seeds),
                 f"{_signed(d.difference)} [{_signed(d.low)}, {_signed(d.high)}]",
                 f"{_signed(one.seed_differences.mean)} {_spread(one.seed_differences)}".strip(),
@@ -99,7 +108,17 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
                 one.verdict,
             )
         )
-    return rows
+    kept = [i for i in range(len(_COLUMNS)) if any(row[i] for row in rows[1:])]
+    if not any(row[_SEEDS] for row in rows[1:]):
+        kept = [i for i in kept if _COLUMNS[i] != "seed by seed"]
+    return [tuple(row[i] for i in kept) for row in rows]
+
+
+def _tuned(nested: Interval, in_sample: float | None) -> tuple[str, str]:
+    """The score in sample, and the optimism."""
+    if in_sample is None:
+        return "", ""
+    return percent(in_sample), percent(in_sample - nested.value)
 
 
 def _interval(interval: Interval) -> str:
@@ -111,9 +130,10 @@ def _spread(found: Spread) -> str:
 
 
 _COLUMNS = (
-    "variant", "hF_strict", "95 % interval", "seeds", "difference", "seed by seed", "p (Holm)",
-    "verdict",
+    "variant", "hF_strict", "95 % interval", "in-sample", "optimism", "seeds", "difference",
+    "seed by seed", "p (Holm)", "verdict",
 )  # fmt: skip
+_SEEDS = _COLUMNS.index("seeds")
 
 
 def print_ablation(console: Console, ablation: Ablation) -> None:
@@ -121,11 +141,12 @@ def print_ablation(console: Console, ablation: Ablation) -> None:
     what = ablation.judged if ablation.judged == ENSEMBLE else f"member {ablation.judged}"
     title = f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold"
     table = Table(title=title, title_justify="left")
-    for column in _COLUMNS:
+    heading, *rows = _rows(ablation)
+    for column in heading:
         is_text = column in ("variant", "verdict")
         table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     styles = {"gain": "green", "loss": "red"}
-    for row in _rows(ablation):
+    for row in rows:
         table.add_row(*row, style=styles.get(row[-1], ""))
     console.print(table)
     verdicts = Counter(one.verdict for one in ablation.variants)
@@ -139,6 +160,7 @@ def print_ablation(console: Console, ablation: Ablation) -> None:
 
 def ablation_markdown(ablation: Ablation) -> str:
     """The same as a Markdown table."""
-    aligned = ["---" if c in ("variant", "verdict") else "---:" for c in _COLUMNS]
-    rows = [_COLUMNS, tuple(aligned), *_rows(ablation)]
+    heading, *rows = _rows(ablation)
+    aligned = ["---" if c in ("variant", "verdict") else "---:" for c in heading]
+    rows = [heading, tuple(aligned), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from bsdkit.report.tables import percent
+from bsdkit.report.tables import chain_title, difference, percent
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = ["write_page"]
@@ -93,11 +93,13 @@ def _protocol(name: str, result: Mapping[str, Any], taxonomy: Taxonomy, is_headl
     parts = [
         f"<h2>{html.escape(name)} folds{' (headline)' if is_headline else ''}</h2>",
         f'<div class="headline">{percent(score["value"])}</div>',
-        f"<p>hF_strict of the ensemble, nested; 95 % interval {percent(score['low'], 1)} to "
-        f"{percent(score['high'], 1)}; official hF {percent(nested['hF']['value'])}; {disjoint}. "
+        f"<p>hF_strict of {html.escape(chain_title(ensemble))}, nested; 95 % interval "
+        f"{percent(score['low'], 1)} to {percent(score['high'], 1)}; official hF "
+        f"{percent(nested['hF']['value'])}; {disjoint}. "
         f"Tuning it on the clips it is scored on would show {percent(ensemble['optimism'])} points "
         "more (optimism).</p>",
         _score_table(result),
+        _steps(result) if len(result["steps"]) > 1 else "",
         _comparisons(ensemble["against"]),
     ]
     if nested["never_predicted"]:
@@ -120,7 +122,7 @@ def _score_table(result: Mapping[str, Any]) -> str:
     rows = [(name, scores, "") for name, scores in result["members"].items()]
     rows += [
         ("plain mean", result["plain_mean"], ""),
-        (f"ensemble ({ensemble['method']}), nested", ensemble["nested"], "final"),
+        (f"{chain_title(ensemble)}, nested", ensemble["nested"], "final"),
         ("tuned on the clips it is scored on", ensemble["in_sample"], "aside"),
     ]
     body = []
@@ -147,10 +149,30 @@ def _score_table(result: Mapping[str, Any]) -> str:
     )
 
 
+def _steps(result: Mapping[str, Any]) -> str:
+    """What each step after the members adds to the one before it."""
+    body = []
+    for step in result["steps"]:
+        score, added = step["nested"], step["added"]
+        name = chain_title({**result["ensemble"], "steps": [step["step"]]})
+        optimism = percent(step["optimism"]) if step["learns"] else ""
+        body.append(
+            f"<tr><td>{html.escape(name)}</td><td>{percent(score['value'])}</td>"
+            f"<td>{percent(score['low'], 1)} to {percent(score['high'], 1)}</td>"
+            f"<td>{difference(added)}</td><td class='left'>{added['verdict']}</td>"
+            f"<td>{step['n_changed']}</td><td>{optimism}</td></tr>"
+        )
+    return (
+        '<h2>Step by step</h2><div class="scroll"><table><tr><th>after</th><th>hF_strict</th>'
+        '<th>95 % interval</th><th>added to the step before</th><th class="left">verdict</th>'
+        f"<th>clips changed</th><th>optimism</th></tr>{''.join(body)}</table></div>"
+    )
+
+
 def _comparisons(against: Mapping[str, Any]) -> str:
     items = "".join(
-        f"<li>against {html.escape(other)}: {100 * c['difference']:+.2f} points "
-        f"({100 * c['low']:+.2f} to {100 * c['high']:+.2f}, paired): <b>{c['verdict']}</b></li>"
+        f"<li>against {html.escape(other)}: {difference(c)} points, paired: "
+        f"<b>{c['verdict']}</b></li>"
         for other, c in against.items()
     )
     return f"<ul>{items}</ul>"

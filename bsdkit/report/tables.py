@@ -18,6 +18,8 @@ from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.verify import DurationRow, FeatureReport
 
 __all__ = [
+    "chain_title",
+    "difference",
     "percent",
     "print_backbones",
     "print_comparison",
@@ -121,15 +123,26 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
         ensemble = result["ensemble"]
         table.add_section()
         _add_scores(table, "plain mean", result["plain_mean"])
-        _add_scores(table, f"ensemble ({ensemble['method']}), nested", ensemble["nested"], "bold")
+        title = chain_title(ensemble)
+        _add_scores(table, f"{title}, nested", ensemble["nested"], "bold")
         _add_scores(table, "  tuned on the clips it is scored on", ensemble["in_sample"], "dim")
         console.print(table)
+        if len(result["steps"]) > 1:
+            _print_steps(console, result)
         lines = [f"optimism of tuning: {percent(ensemble['optimism'])} points"]
         for other, c in ensemble["against"].items():
+            lines.append(f"{title} against {other}: {difference(c)}, {c['verdict']}")
+        if "at_target" in ensemble["nested"]:
+            score = ensemble["nested"]["at_target"]
             lines.append(
-                f"ensemble against {other}: {100 * c['difference']:+.2f} "
-                f"[{100 * c['low']:+.2f}, {100 * c['high']:+.2f}], {c['verdict']}"
+                f"hF_strict with the target's class frequencies: {percent(score['value'])} "
+                f"{_interval(score)}"
             )
+        ece = result["reliability"]["nested"]["ece"]
+        lines.append(
+            f"calibration error (ECE) of its probabilities: {percent(ece['value'], 1)} "
+            f"{_interval(ece)}"
+        )
         never = ensemble["nested"]["never_predicted"]
         if never:
             lines.append(
@@ -142,6 +155,45 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
             named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
             lines.append(f"tested but not in the training clips: {named}")
         console.print("\n".join(lines) + "\n", highlight=False)
+
+
+def chain_title(ensemble: Mapping[str, Any]) -> str:
+    """What the steps after the members are called: ``ensemble (greedy) + rerank``."""
+    if len(ensemble["steps"]) > 2:
+        return "all steps"
+    named = {"ensemble": f"ensemble ({ensemble['method']})"}
+    return " + ".join(named.get(step, step) for step in ensemble["steps"])
+
+
+def difference(c: Mapping[str, float]) -> str:
+    """A difference in points with its interval: ``+0.54 [-0.54, +1.54]``."""
+    return f"{100 * c['difference']:+.2f} [{100 * c['low']:+.2f}, {100 * c['high']:+.2f}]"
+
+
+def _print_steps(console: Console, result: Mapping[str, Any]) -> None:
+    """Prints what each step after the members adds to the one before it."""
+    aim = " at the target's class frequencies" if result["target"] else ""
+    title = f"step by step{aim}, nested, each against the one before"
+    table = Table(title=title, title_justify="left")
+    columns = ("after", "hF_strict", "95 % interval", "added", "verdict", "changed", "in-sample",
+               "optimism")  # fmt: skip
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("after", "verdict") else "right")
+    plain = result["plain_mean"]
+    plain = plain["at_target" if result["target"] else "hF_strict"]
+    table.add_row("plain mean", percent(plain["value"]), _interval(plain))
+    for step in result["steps"]:
+        table.add_row(
+            chain_title({**result["ensemble"], "steps": [step["step"]]}),
+            percent(step["nested"]["value"]),
+            _interval(step["nested"]),
+            difference(step["added"]),
+            step["added"]["verdict"],
+            str(step["n_changed"]),
+            percent(step["in_sample"]) if step["learns"] else "",
+            percent(step["optimism"]) if step["learns"] else "",
+        )
+    console.print(table)
 
 
 def _add_scores(table: Table, name: str, scores: Mapping[str, Any], style: str = "") -> None:

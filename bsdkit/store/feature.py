@@ -57,6 +57,8 @@ class FeatureRows:
         embedding: [n, dim], float16 or float32; zeros where a clip failed.
         segments: window-level embeddings [m, dim], or None.
         offsets: [n + 1] rows of `segments`: clip i has offsets[i] to offsets[i + 1].
+        fold: fold numbers [n], for imported out-of-fold probabilities: the fold whose models
+            gave the row. None for everything else.
     """
 
     ids: npt.NDArray[np.object_]
@@ -66,6 +68,7 @@ class FeatureRows:
     embedding: npt.NDArray[np.floating]
     segments: npt.NDArray[np.floating] | None = None
     offsets: npt.NDArray[np.int64] | None = None
+    fold: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """The number of clips."""
@@ -87,6 +90,7 @@ class FeatureRows:
             self.embedding[rows],
             segments,
             offsets,
+            None if self.fold is None else self.fold[rows],
         )
 
     @staticmethod
@@ -98,6 +102,7 @@ class FeatureRows:
             lengths = [np.diff(p.offsets) for p in parts if p.offsets is not None]
             offsets = np.zeros(sum(map(len, lengths)) + 1, np.int64)
             np.cumsum(np.concatenate(lengths), out=offsets[1:])
+        folds = [p.fold for p in parts if p.fold is not None]
         return FeatureRows(
             np.concatenate([p.ids for p in parts]),
             np.concatenate([p.source_sha256 for p in parts]),
@@ -106,10 +111,11 @@ class FeatureRows:
             np.concatenate([p.embedding for p in parts]),
             segments,
             offsets,
+            np.concatenate(folds) if len(folds) == len(parts) else None,
         )
 
     def checksum(self) -> str:
-        """The sha256 of the ids, states, sources and numbers."""
+        """The sha256 of the ids, states, sources, numbers and folds."""
         digest = hashlib.sha256()
         for strings in (self.ids, self.source_sha256):
             digest.update("\n".join(strings.tolist()).encode())
@@ -118,6 +124,8 @@ class FeatureRows:
         if self.segments is not None and self.offsets is not None:
             digest.update(np.ascontiguousarray(self.segments).data)
             digest.update(np.ascontiguousarray(self.offsets).data)
+        if self.fold is not None:
+            digest.update(np.ascontiguousarray(self.fold).data)
         return digest.hexdigest()
 
 
@@ -195,6 +203,8 @@ def write_feature(
         if rows.segments is not None:
             _write_matrix(file, "segments", rows.segments, is_compressed)
             file.create_dataset("offsets", data=rows.offsets)
+        if rows.fold is not None:
+            file.create_dataset("fold", data=rows.fold)
 
 
 def _write_matrix(
@@ -273,4 +283,5 @@ def read_feature(path: Path, *, with_segments: bool = False) -> FeatureRows:
             embedding=read_rows(file["embedding"]),
             segments=read_rows(file["segments"]) if has_segments else None,
             offsets=file["offsets"][()] if has_segments else None,
+            fold=file["fold"][()] if "fold" in file else None,
         )

@@ -14,9 +14,21 @@ from bsdkit.heads.torch_head import TorchHead
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Distillation", "ExtraClips", "ExtraPlan", "Features", "Inputs", "MemberPlan", "Task"]
+__all__ = [
+    "IMPORTED",
+    "Distillation",
+    "ExtraClips",
+    "ExtraPlan",
+    "Features",
+    "Inputs",
+    "MemberPlan",
+    "Task",
+]
 
 IntArray = npt.NDArray[np.int64]
+
+IMPORTED = "imported"
+"""What stands for the head of a member that was trained elsewhere."""
 
 Features = tuple[str, ...]
 """Names of the features that a member takes, in order."""
@@ -87,7 +99,7 @@ class MemberPlan:
 
     Attributes:
         name: what the recipe calls it.
-        head: name of the head.
+        head: name of the head, or IMPORTED.
         settings: parameters of the head that differ from its defaults.
         features: names of its inputs, concatenated in this order.
         seeds: one model a fold for each; a head without randomness takes the first.
@@ -114,14 +126,21 @@ class MemberPlan:
     probabilities: tuple[str, ...] = ()
 
     @property
+    def is_imported(self) -> bool:
+        """Whether its one feature is somebody else's out-of-fold probabilities."""
+        return self.head == IMPORTED
+
+    @property
     def used_seeds(self) -> tuple[int, ...]:
         """The seeds that make a difference to this head."""
+        if self.is_imported:
+            return self.seeds[:1]
         return self.seeds if get_head_class(self.head).is_stochastic else self.seeds[:1]
 
     @property
     def is_torch(self) -> bool:
         """Whether its head is trained in stacks."""
-        return issubclass(get_head_class(self.head), TorchHead)
+        return not self.is_imported and issubclass(get_head_class(self.head), TorchHead)
 
     @property
     def uses_validation(self) -> bool:

@@ -25,7 +25,7 @@ from bsdkit.store.files import atomic_h5, open_h5
 from bsdkit.train.member import MemberModel, MemberResult
 from bsdkit.train.plan import MemberPlan
 
-__all__ = ["load_member", "load_pairs", "member_key", "save_member", "save_pairs"]
+__all__ = ["load_member", "load_models", "load_pairs", "member_key", "save_member", "save_pairs"]
 
 
 @functools.cache
@@ -135,6 +135,22 @@ def load_member(folder: Path) -> MemberResult:
     Raises:
         CorruptStore: a file is missing or damaged.
     """
+    models, faults = _load_models(folder)
+    with open_h5(folder / "oof.h5") as file:
+        probabilities = file["probabilities"][()]
+    return MemberResult(probabilities, models, faults)
+
+
+def load_models(folder: Path) -> tuple[MemberModel, ...]:
+    """The models of the member that `save_member` wrote, without their probabilities.
+
+    Raises:
+        CorruptStore: a file is missing or damaged.
+    """
+    return _load_models(folder)[0]
+
+
+def _load_models(folder: Path) -> tuple[tuple[MemberModel, ...], tuple[str, ...]]:
     from safetensors.numpy import load_file
 
     try:
@@ -151,9 +167,7 @@ def load_member(folder: Path) -> MemberResult:
         history = {k: v for k, v in entry.items() if k not in ("fold", "seed", "classes")}
         classes = np.array(entry["classes"], np.int64)
         models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history))
-    with open_h5(folder / "oof.h5") as file:
-        probabilities = file["probabilities"][()]
-    return MemberResult(probabilities, tuple(models), tuple(described["faults"]))
+    return tuple(models), tuple(described["faults"])
 
 
 def save_pairs(path: Path, probabilities: npt.NDArray[np.float64]) -> None:

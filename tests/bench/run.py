@@ -27,11 +27,13 @@ from rich.console import Console
 from rich.table import Table
 from scoring import score_rows
 from training import training_rows
+from weights import weight_rows
 
 ROWS: dict[int, Callable[[Sizes], list[Row]]] = {
     1: score_rows,
     2: training_rows,
     3: reading_rows,
+    4: weight_rows,
 }
 """What measures each row of the table in the design; a row may have several lines."""
 

@@ -1,104 +1,388 @@
+"""Averages of members, the searches for their weights, adjustment and decoding."""
+
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import itertools
+from pathlib import Path
 
-from bsdkit.combine import combine, fit_ensemble, nested_probabilities
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsdkit.combine.adjust import TAUS, Adjustment, fit_adjustment
+from bsdkit.combine.decode import decode
+from bsdkit.combine.ensemble import (
+    Ensemble,
+    EnsembleOptions,
+    Limits,
+    Method,
+    Space,
+    combine,
+    fit_ensemble,
+)
+from bsdkit.combine.evidence import Evidence
+from bsdkit.combine.objective import Contest, Objective
+from bsdkit.errors import RecipeError
 from bsdkit.metrics import Scorer
-from bsdkit.splits import Split
-from bsdkit.taxonomy import BST
+from bsdkit.taxonomy import BST, Taxonomy
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+SPACES: tuple[Space, ...] = ("probabilities", "logits")
+FLAT = Taxonomy.flat(["a", "b", "c", "d"])
+ONE = Taxonomy.flat(["only"])
 
 
 def members(
-    n: int = 400, n_members: int = 4, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, Split]:
-    """Members of growing skill on random labels of all 23 classes."""
+    n: int = 230, n_members: int = 4, seed: int = 0, skill: float = 1.0
+) -> tuple[FloatArray, IntArray]:
+    """Members of growing skill on labels of all 23 classes, some more frequent."""
     rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 23
+    labels = np.concatenate([np.arange(23), rng.choice(23, n - 23, p=np.arange(1, 24) / 276)])
     logits = 1.5 * rng.standard_normal((n_members, n, 23))
     for i in range(n_members):
-        logits[i, np.arange(n), labels] += 2 + i
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    return probabilities, labels, Split("test", np.arange(n) // 23 % 5, 5, 0)
+        logits[i, np.arange(n), labels] += skill + 0.5 * i
+    return np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True), labels
 
 
-def test_combining_is_the_weighted_mean() -> None:
-    probabilities, _, _ = members()
-    mixed = combine(probabilities, [1, 0, 2, 1])
-    np.testing.assert_allclose(
-        mixed, (probabilities[0] + 2 * probabilities[2] + probabilities[3]) / 4, atol=1e-12
-    )
-    np.testing.assert_allclose(mixed.sum(axis=1), 1, atol=1e-12)
+def rough_members(
+    rng: np.random.Generator, n_members: int, n: int, n_classes: int, kind: str
+) -> FloatArray:
+    """Members full of ties."""
+    if kind == "eighths":
+        p = rng.integers(0, 9, (n_members, n, n_classes)) / 8.0
+    elif kind == "top-1":  # as official files have it: the first class, completed evenly
+        top = rng.integers(0, n_classes, (n_members, n))
+        p = np.zeros((n_members, n, n_classes))
+        share = rng.uniform(1 / n_classes, 1, (n_members, n)).round(4)[:, :, None]
+        p += (1 - share) / max(n_classes - 1, 1)
+        np.put_along_axis(p, top[:, :, None], share, axis=2)
+    else:
+        p = rng.dirichlet(np.ones(n_classes), (n_members, n)).round(1)
+    p[rng.random((n_members, n)) < 0.1] = np.nan
+    return np.asarray(p)
 
 
-def test_absent_members_leave_their_weight_to_the_others() -> None:
-    probabilities, _, _ = members()
-    probabilities[3, 5] = probabilities[:, 7] = np.nan
-    prior = np.full(23, 1 / 23)
-    mixed = combine(probabilities, [1, 1, 1, 3], prior)
-    np.testing.assert_allclose(mixed[5], probabilities[:3, 5].mean(axis=0))
-    np.testing.assert_allclose(mixed[7], prior)
-    assert np.isnan(combine(probabilities, [1, 1, 1, 3])[7]).all()
-    # a member without weight is better than nothing
-    np.testing.assert_allclose(
-        combine(probabilities, [0, 0, 0, 1])[5], probabilities[:3, 5].mean(axis=0)
-    )
-    whole = combine(np.nan_to_num(probabilities[:, :5], nan=0), [1, 1, 1, 3])
-    np.testing.assert_allclose(mixed[:5], whole)
+@pytest.mark.parametrize("space", SPACES)
+def test_combining_against_a_loop(space: Space) -> None:
+    probabilities, _ = members(40)
+    probabilities[1, 3:9] = probabilities[0, 5] = probabilities[:, 7] = np.nan
+    weights, fallback = [1.0, 0.0, 2.0, 0.5], np.arange(23) / 253
+    for given_fallback in (None, fallback):
+        mixed = combine(probabilities, weights, given_fallback, space=space)
+        for i in range(40):
+            row, total = np.zeros(23), 0.0
+            for w, p in zip(weights, probabilities[:, i], strict=True):
+                if w and not np.isnan(p[0]):
+                    row += w * (p if space == "probabilities" else np.log(np.maximum(p, 1e-6)))
+                    total += w
+            if not total:
+                expected = np.full(23, np.nan) if given_fallback is None else fallback
+            else:
+                expected = row / total
+                if space == "logits":  # the normalised geometric mean
+                    expected = np.exp(expected) / np.exp(expected).sum()
+            np.testing.assert_allclose(mixed[i], expected, atol=1e-12)
+    # a member without weight gives nothing, even where it is the only one
+    alone = combine(probabilities, [0, 1, 0, 0], space=space)
+    assert np.isnan(alone[3:9]).all() and np.isfinite(alone[9:]).all()
 
 
-def test_search_is_seeded_and_no_worse_than_what_it_tries_first() -> None:
-    probabilities, labels, _ = members()
-    scorer = Scorer(BST)
-    found = fit_ensemble("weights", probabilities, labels, BST, n_trials=40, seed=3)
-    again = fit_ensemble("weights", probabilities, labels, BST, n_trials=40, seed=3)
-    assert found == again and sum(found.weights) == pytest.approx(1)
-    best = scorer.hF_strict_of(labels, combine(probabilities, found.weights).argmax(1))
-    singles = [np.eye(4)[i] for i in range(4)]
-    for weights in [np.ones(4), *singles]:
-        assert best >= scorer.hF_strict_of(labels, combine(probabilities, weights).argmax(1))
+@pytest.mark.parametrize("space", SPACES)
+def test_a_row_is_combined_the_same_in_any_company(space: Space) -> None:
+    probabilities, _ = members(50, n_members=19)
+    probabilities[3, 10:20] = np.nan
+    weights = np.random.default_rng(1).dirichlet(np.ones(19))
+    mixed = combine(probabilities, weights, space=space)
+    shuffled = np.random.default_rng(2).permutation(50)
+    evidence = Evidence(probabilities)
+    for rows in (shuffled, shuffled[:7], *np.arange(50)[:, None]):
+        part = combine(evidence.rows(rows).members, weights, space=space)
+        np.testing.assert_array_equal(part, mixed[rows])
 
 
-def test_nested_never_sees_the_labels_that_it_is_scored_on() -> None:
-    probabilities, labels, split = members()
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    n_members=st.integers(1, 9),
+    taxonomy=st.sampled_from([BST, FLAT, ONE]),
+    kind=st.sampled_from(["eighths", "top-1", "tenths"]),
+    has_target=st.booleans(),
+)
+def test_a_contest_scores_what_combining_and_argmax_give(
+    seed: int, n_members: int, taxonomy: Taxonomy, kind: str, has_target: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    n_classes = len(taxonomy)
+    p = rough_members(rng, n_members, 60, n_classes, kind)
+    labels = rng.integers(0, n_classes, 60)
+    target = tuple(rng.dirichlet(np.ones(n_classes)).tolist()) if has_target else None
+    objective = Objective(taxonomy, target)
+    for space in SPACES:
+        scores = p if space == "probabilities" else np.log(np.maximum(p, 1e-6))
+        contest = Contest(scores, labels, objective, is_log=space == "logits")
+        weightings = [
+            np.ones(n_members),
+            np.eye(n_members)[rng.integers(n_members)],
+            rng.integers(0, 3, n_members) + np.eye(n_members)[0],
+            rng.dirichlet(np.ones(n_members)),
+            rng.dirichlet(np.ones(n_members)) * (rng.random(n_members) < 0.6) + 1e-300,
+            10.0 ** rng.uniform(-14, 0, n_members),
+        ]
+        for w in weightings:
+            predicted = combine(p, w, space=space).argmax(axis=1)
+            assert contest.score(w) == objective.of(labels, predicted), (space, w.tolist())
 
-    def fit(p: np.ndarray, y: np.ndarray) -> tuple[float, ...]:
-        return fit_ensemble("weights", p, y, BST, n_trials=15).weights
 
-    nested, fitted = nested_probabilities(probabilities, labels, split, fit, combine_with)
-    assert len(fitted) == 5 and np.isfinite(nested).all()
-    for k in range(5):
-        test = split.test(k)
-        lied = labels.copy()
-        lied[test] = (labels[test] + 11) % 23
-        other, _ = nested_probabilities(probabilities, lied, split, fit, combine_with)
-        assert (other[test] == nested[test]).all()
-
-
-def combine_with(weights: tuple[float, ...], p: np.ndarray) -> np.ndarray:
-    return combine(p, weights)
+def test_a_target_counts_clips_as_if_they_were_repeated() -> None:
+    _, labels = members(120)
+    predicted = np.random.default_rng(3).permutation(labels)
+    predicted[::2] = labels[::2]
+    repeats = np.random.default_rng(4).integers(0, 5, 23)
+    times = repeats[labels]
+    target = np.bincount(np.repeat(labels, times), minlength=23) / times.sum()
+    repeated = Scorer(BST).hF_strict_of(np.repeat(labels, times), np.repeat(predicted, times))
+    objective = Objective(BST, tuple(target.tolist()))
+    assert objective.of(labels, predicted) == pytest.approx(repeated, abs=1e-12)
+    assert objective.scale(labels)[labels].mean() == pytest.approx(1)
+    assert Objective(BST).of(labels, predicted) != pytest.approx(repeated, abs=1e-3)
 
 
-def test_a_member_that_cheats_on_one_fold_does_not_move_its_nested_score() -> None:
-    probabilities, labels, split = members(seed=1)
-    test = split.test(3)
-    guesses = np.random.default_rng(5).integers(0, 23, len(labels))
-    cheat = np.eye(23)[guesses][None]  # sure of itself and wrong, but on fold 3
-    cheat[0, test] = np.eye(23)[labels[test]]
-    everything = np.concatenate([probabilities, cheat])
+@settings(max_examples=200, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0, 7.0]), min_size=7, max_size=7),
+    caps=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)),
+    min_weight=st.floats(0, 0.9),
+    has_free=st.booleans(),
+)
+def test_caps_and_the_smallest_weight_hold(
+    weights: list[float], caps: tuple[float, float], min_weight: float, has_free: bool
+) -> None:
+    names = ["a-1", "a-2", "a-3", "b-1", "b-2", "c-1" if has_free else "b-3", "a-4"]
+    options = EnsembleOptions(caps={"a-*": caps[0], "?-*": 1.0, "b-*": caps[1]})
+    with pytest.raises(RecipeError, match=r"names 'b-\*', which no member matches that an earl"):
+        Limits(options, names)  # a member belongs to its first pattern
+    options = EnsembleOptions(caps={"a-*": caps[0], "b-*": caps[1]}, min_weight=min_weight)
+    if not has_free and sum(caps) < 1 - 1e-12:
+        with pytest.raises(RecipeError, match="ensemble.caps leave .* of the weight"):
+            Limits(options, names)
+        return
+    w = Limits(options, names)(weights)
+    assert w.sum() == pytest.approx(1) and (w >= 0).all()
+    is_a, is_b = (np.array([name[0] == letter for name in names]) for letter in "ab")
+    assert w[is_a].sum() <= caps[0] + 1e-9 and w[is_b].sum() <= caps[1] + 1e-9
+    for light in np.flatnonzero((w > 0) & (w < min_weight - 1e-9)):  # the caps need it
+        rest = {names[i][0] for i in np.flatnonzero(w) if i != light}
+        assert "c" not in rest and sum({"a": caps[0], "b": caps[1]}[g] for g in rest) < 1
+    free = Limits(EnsembleOptions(), names)(weights)
+    if sum(weights):
+        np.testing.assert_allclose(free, np.array(weights) / sum(weights))
 
-    def fit(p: np.ndarray, y: np.ndarray) -> tuple[float, ...]:
-        return fit_ensemble("weights", p, y, BST, n_trials=60).weights
 
-    _, fitted = nested_probabilities(everything, labels, split, fit, combine_with)
-    scorer = Scorer(BST)
-    nested = combine_with(fitted[3], everything[:, test]).argmax(1)
-    honest = max(
-        scorer.hF_strict_of(labels[test], probabilities[i, test].argmax(1)) for i in range(4)
-    )
-    # The weights of fold 3 come from folds where the cheat is wrong, so it gets next to none.
-    assert fitted[3][4] < 0.05
-    assert abs(scorer.hF_strict_of(labels[test], nested) - honest) < 0.1
-    in_sample = fit(everything, labels)
-    tuned = combine_with(in_sample, everything[:, test]).argmax(1)
-    assert scorer.hF_strict_of(labels[test], tuned) >= scorer.hF_strict_of(labels[test], nested)
+def test_refusals_are_one_line(tmp_path: Path) -> None:
+    p, labels = members(60)
+    names = ["a", "b", "c", "d"]
+    refused = {
+        "caps names 'x\\*', which no member .* are a, b, c, d": EnsembleOptions(caps={"x*": 0.5}),
+        "caps leave 0.5 of the weight to all members": EnsembleOptions(caps={"*": 0.5}),
+        "name 'e', which is no member .*: a, b, c, d": EnsembleOptions("frozen", frozen={"e": 1}),
+        "must be finite and not negative.* b -1": EnsembleOptions("frozen", frozen={"b": -1}),
+        "nor all zero; found a 0, b 0, c 0, d 0": EnsembleOptions("frozen"),
+        "must be finite.* a inf": EnsembleOptions("frozen", frozen={"a": float("inf")}),
+    }
+    for message, options in refused.items():
+        with pytest.raises(RecipeError, match=message) as error:
+            fit_ensemble(options, p, labels, Objective(BST), names=names)
+        assert "\n" not in str(error.value)
+    many = np.tile(p[:1, :23], (80, 1, 1))
+    with pytest.raises(RecipeError, match=r"80 members have 1,666,\d+ subsets .* method: greedy"):
+        fit_ensemble(EnsembleOptions("subsets", largest=4), many, labels[:23], Objective(BST))
+    frozen = EnsembleOptions("frozen", frozen={"d": 3, "b": 1})
+    found = fit_ensemble(frozen, p, labels, Objective(BST), names=names)
+    assert found == Ensemble("frozen", (0.0, 0.25, 0.0, 0.75)) and not frozen.learns
+    assert Ensemble.from_dict(found.to_dict()) == found
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", ["mean", "weights", "greedy", "subsets", "stacking"])
+def test_searches_are_repeatable_and_keep_what_they_promise(method: Method, space: Space) -> None:
+    p, labels = members(seed=1)
+    p[2, ::7] = np.nan
+    objective = Objective(BST, tuple([1 / 23] * 23))
+    options = EnsembleOptions(method, space, trials=30, rounds=6, largest=2, seed=3)
+    found = fit_ensemble(options, p, labels, objective)
+    assert found == fit_ensemble(options, p, labels, objective)
+    assert sum(found.weights) == pytest.approx(1) and min(found.weights) >= 0
+
+    def score(weights: npt.ArrayLike) -> float:
+        return objective.of(labels, combine(p, weights, space=space).argmax(axis=1))
+
+    best, singles = score(found.weights), [score(w) for w in np.eye(4)]
+    if method in ("weights", "greedy", "subsets"):
+        assert best >= max(singles)
+    if method == "weights":
+        assert best >= score(np.ones(4))
+    if method in ("weights", "greedy"):
+        alone = EnsembleOptions(method, space, trials=1, rounds=1)
+        assert score(fit_ensemble(alone, p, labels, objective).weights) >= max(singles)
+
+
+def test_greedy_and_subsets_against_plain_loops() -> None:
+    p, labels = members(120, n_members=5, seed=2, skill=0.5)
+    objective = Objective(BST)
+
+    def score(chosen: list[int]) -> float:
+        mixed = sum(p[i] for i in chosen) / len(chosen)
+        return objective.of(labels, np.asarray(mixed).argmax(axis=1))
+
+    bag: list[int] = []
+    bags = []
+    for _ in range(12):
+        bag = max(([*bag, i] for i in range(5)), key=score)
+        bags.append(bag)
+    slow = max(bags, key=score)
+    found = fit_ensemble(EnsembleOptions("greedy", rounds=12), p, labels, objective)
+    np.testing.assert_allclose(found.weights, np.bincount(slow, minlength=5) / len(slow))
+    assert len(set(slow)) > 1
+
+    subsets = [list(s) for k in (1, 2, 3) for s in itertools.combinations(range(5), k)]
+    slow = max(subsets, key=score)
+    found = fit_ensemble(EnsembleOptions("subsets", largest=3), p, labels, objective)
+    np.testing.assert_allclose(found.weights, np.bincount(slow, minlength=5) / len(slow))
+    found = fit_ensemble(EnsembleOptions("subsets", largest=1), p, labels, objective)
+    assert int(np.argmax(found.weights)) == max(range(5), key=lambda i: score([i]))
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("has_target", [False, True])
+def test_no_point_of_the_simplex_has_less_log_loss_than_stacking(
+    space: Space, has_target: bool
+) -> None:
+    p, labels = members(300, n_members=6, seed=3)
+    p[5] = p[4]  # two that are the same: many best points, one least loss
+    objective = Objective(BST, tuple([1 / 23] * 23) if has_target else None)
+    importance = objective.scale(labels)[labels]
+
+    def loss(weights: npt.ArrayLike) -> float:
+        true = combine(p, weights, space=space)[np.arange(300), labels]
+        return float(-(importance * np.log(true)).mean())
+
+    found = fit_ensemble(EnsembleOptions("stacking", space), p, labels, objective)
+    w = np.array(found.weights)
+    least, rng = loss(w), np.random.default_rng(5)
+    others = [*np.eye(6), *rng.dirichlet(np.ones(6), 150), *rng.dirichlet(np.full(6, 0.1), 150)]
+    others += [0.99 * w + 0.01 * other for other in others]  # near it too, where a slope would show
+    assert all(loss(other) > least - 1e-7 for other in others)
+    assert loss(np.ones(6)) > least + 1e-3
+
+
+@pytest.mark.parametrize("method", ["weights", "stacking", "greedy", "subsets"])
+def test_a_member_that_knows_nothing_gets_no_weight(method: Method) -> None:
+    p, labels = members(seed=4)
+    p = np.concatenate([p[:2], np.full_like(p[:1], 1 / 23), p[2:]])
+    options = EnsembleOptions(method, trials=40, rounds=10)
+    assert fit_ensemble(options, p, labels, Objective(BST)).weights[2] == 0
+
+
+def test_a_missing_row_is_no_fault_of_a_stacked_member() -> None:
+    p, labels = members(400, n_members=3, seed=6)
+    complete = fit_ensemble(EnsembleOptions("stacking"), p, labels, Objective(BST))
+    p[2, np.random.default_rng(0).random(400) < 0.3] = np.nan  # the best one, at random
+    part = fit_ensemble(EnsembleOptions("stacking"), p, labels, Objective(BST))
+    assert abs(part.weights[2] - complete.weights[2]) < 0.15
+    assert part.weights[2] == max(part.weights)
+
+
+def test_adjustment_is_the_formula() -> None:
+    p, labels = members(300, seed=7)
+    mixed = p.mean(axis=0)
+    mixed[0] = np.eye(23)[4]  # certainty stays certain
+    evidence = Evidence(p, mixed)
+    target = np.random.default_rng(1).dirichlet(np.ones(23))
+    for wanted in (None, tuple(target.tolist())):
+        objective = Objective(BST, wanted)
+        adjustment = fit_adjustment(0.7, evidence, labels, objective)
+        prior = (np.bincount(labels, minlength=23) + 0.5) / (300 + 11.5)
+        goal = np.full(23, 1 / 23) if wanted is None else target
+        expected = mixed * (goal / prior) ** 0.7
+        expected /= expected.sum(axis=1, keepdims=True)
+        adjusted = adjustment.apply(evidence)
+        np.testing.assert_allclose(adjusted.decided, expected, atol=1e-12)
+        assert adjusted.members is evidence.members
+        for rows in (np.array([17]), np.array([8, 0, 299])):
+            part = adjustment.apply(evidence.rows(rows)).decided
+            np.testing.assert_array_equal(part, adjusted.decided[rows])
+        assert Adjustment.from_dict(adjustment.to_dict()) == adjustment
+
+        def score(tau: float, objective: Objective = objective) -> float:
+            fitted = fit_adjustment(tau, evidence, labels, objective)
+            return objective.of(labels, fitted.apply(evidence).decided.argmax(axis=1))
+
+        tuned = fit_adjustment(None, evidence, labels, objective)
+        assert score(tuned.tau) == max(map(score, TAUS)) >= score(0.0)
+    assert fit_adjustment(0.0, evidence, labels, Objective(BST)).apply(evidence) is evidence
+    # so far that every other class underflows, and a class without clips
+    far = fit_adjustment(500.0, Evidence(p, mixed), labels % 20, Objective(BST)).apply(evidence)
+    np.testing.assert_allclose(far.decided.sum(axis=1), 1)
+    # classes that were predicted as often as they were seen: nothing to gain, so 0
+    certain = Evidence(p, np.eye(23)[labels])
+    assert fit_adjustment(None, certain, labels, Objective(BST)).tau == 0
+
+
+@pytest.mark.parametrize("taxonomy", [BST, FLAT, ONE])
+def test_decoding_against_loops(taxonomy: Taxonomy) -> None:
+    rng = np.random.default_rng(8)
+    n = len(taxonomy)
+    p = rng.dirichlet(np.full(n, 0.5), 200)
+    p[100:] = rng.integers(1, 5, (100, n)) / 8  # ties, exact in binary
+    credit = taxonomy.credit(0.375)
+    found = {how: decode(p, how, taxonomy) for how in ("argmax", "family-first", "expected-hF")}
+    for i, row in enumerate(p):
+        assert found["argmax"][i] == np.flatnonzero(row == row.max())[0]
+        families = [row[taxonomy.family_of == f].sum() for f in range(len(taxonomy.families))]
+        family = families.index(max(families))
+        inside = [c for c in range(n) if taxonomy.family_of[c] == family]
+        assert found["family-first"][i] == max(inside, key=lambda c: row[c])
+        expected = [sum(row[true] * credit[true, c] for true in range(n)) for c in range(n)]
+        assert expected[found["expected-hF"][i]] == pytest.approx(max(expected), abs=1e-12)
+        if i >= 100:
+            assert found["expected-hF"][i] == expected.index(max(expected))
+    for how, whole in found.items():
+        assert [decode(row[None], how, taxonomy)[0] for row in p] == whole.tolist()
+    if taxonomy is BST:
+        assert len({tuple(v) for v in found.values()}) == 3  # they do differ
+    else:
+        assert (found["expected-hF"] == found["argmax"]).all()
+
+
+def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    from bsdkit.recipe.schema import Recipe
+    from bsdkit.recipe.scoring import chain_steps
+
+    file = tmp_path / "ensemble.json"
+
+    def steps() -> object:
+        recipe = Recipe.model_construct(
+            ensemble=type(Recipe.model_fields["ensemble"].get_default(call_default_factory=True))(
+                method="frozen", file=str(file)
+            ),
+            calibrate="none",
+            rerank=None,
+            adjust=None,
+        )
+        return chain_steps(recipe, ("a", "b"))[0].options.frozen  # type: ignore[attr-defined]
+
+    for text in (None, "[1, 2]", "a: [", "a: many", '{"members": ["a"], "weights": [1, 2]}', "5"):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(RecipeError, match=f"ensemble.file {file}: .*; expected member: ") as e:
+            steps()
+        assert "\n" not in str(e.value)
+    for text in (
+        '{"split": "x", "members": ["a", "b"], "weights": [0.25, 0.75]}',
+        "a: 0.25\nb: .75",
+    ):
+        file.write_text(text)
+        assert steps() == {"a": 0.25, "b": 0.75}

@@ -1,0 +1,95 @@
+"""Members that were trained elsewhere: their probabilities, and whether they may be used here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.errors import RecipeError
+from bsdkit.splits import Split
+from bsdkit.store.feature import FeatureInfo
+from bsdkit.store.probabilities import IMPORTED_PROBABILITIES, read_folds
+from bsdkit.store.store import Features
+from bsdkit.taxonomy import Taxonomy
+from bsdkit.train.member import MemberResult
+from bsdkit.train.plan import Inputs
+
+__all__ = [
+    "check_folds",
+    "check_imported",
+    "imported_member",
+    "imported_probabilities",
+    "similarity_of",
+]
+
+
+def check_folds(info: FeatureInfo, ids: Iterable[str], split: Split) -> None:
+    """Refuses imported probabilities whose own folds are known and cross the split's.
+
+    A model of theirs that met clips of one of our folds would bring these clips' labels into the
+    probabilities of that fold's other clips.
+
+    Raises:
+        RecipeError: see above.
+    """
+    theirs = read_folds(info.path)
+    if theirs is None:
+        return
+    pairs = {
+        (theirs[clip], int(k))
+        for clip, k in zip(ids, split.fold, strict=True)
+        if clip in theirs and k >= 0
+    }
+    if len(pairs) > len({k for _, k in pairs}):
+        raise RecipeError(
+            f"{info.feature} was made on other folds than the {split.name} ones: its models met "
+            "clips that these folds test together; write the split that it was made on, such as "
+            "split: file with its folds"
+        )
+
+
+def check_imported(info: FeatureInfo, taxonomy: Taxonomy) -> None:
+    """Refuses a feature that holds no class probabilities, or those of other classes.
+
+    Raises:
+        RecipeError: see above.
+    """
+    if info.spec.get("backbone") != IMPORTED_PROBABILITIES:
+        raise RecipeError(
+            f"{info.feature} holds embeddings, not class probabilities; give the member a head and "
+            f"features: {info.feature}, or bring probabilities in with bsdkit import"
+        )
+    found = list(map(str, cast(list[object], info.spec["classes"])))
+    if found != list(taxonomy.labels):
+        raise RecipeError(
+            f"{info.feature} has the classes {', '.join(found[:3])}, ... ({len(found)}), the store "
+            f"{', '.join(taxonomy.labels[:3])}, ... ({len(taxonomy)}); import it again"
+        )
+
+
+def imported_probabilities(inputs: Inputs) -> npt.NDArray[np.float64]:
+    """Probabilities [n_clips, n_classes] that were imported; NaN in rows without any."""
+    p = inputs.X.astype(np.float64)
+    p = p / np.maximum(p.sum(axis=1, keepdims=True), 1e-12)
+    return np.asarray(np.where(inputs.is_present[:, None], p, np.nan))
+
+
+def imported_member(inputs: Inputs, split: Split) -> MemberResult:
+    """A member of a single seed and without models, made of imported probabilities."""
+    p = imported_probabilities(inputs)
+    p[split.fold < 0] = np.nan
+    return MemberResult(p[None], ())
+
+
+def similarity_of(feature: str, features: Features, n_classes: int) -> npt.NDArray[np.float64]:
+    """A feature with a column a class, NaN in missing rows; see `Workbench.similarity`."""
+    values = features.arrays[feature]
+    if values.shape[1] != n_classes:
+        raise RecipeError(
+            f"rerank.similarity: {feature} has {values.shape[1]} columns, expected one for each of "
+            f"the {n_classes} classes"
+        )
+    return np.where(features.is_missing, np.nan, values.astype(np.float64))
