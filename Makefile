@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench bench-extract ablations starter clean
+.PHONY: help setup demo test test-all lint type bench bench-extract ablations published starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,10 +43,10 @@ demo: setup ## the main job on real sounds: fetch, embed, train, score, report (
 	fi
 
 test: setup ## the tests, without the long ones
-	@$(BIN)/python -m pytest -m 'not slow and not gpu'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
 test-all: setup ## all tests, the long ones and those that need a GPU too
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -66,6 +66,10 @@ ablations: setup ## every head, loss and way of using noisy labels beside the st
 	@for group in $(ABLATIONS); do echo "## $$group"; echo; \
 		$(BIN)/bsdkit ablate recipes/ablations/base.yaml recipes/ablations/$$group-*.yaml --markdown || exit; \
 		echo; done
+
+published: setup ## every way of combining 42 published systems (recipes/bsd10k-published/README.md)
+	@$(BIN)/bsdkit ablate recipes/bsd10k-published/mean.yaml \
+		$(filter-out %/mean.yaml,$(wildcard recipes/bsd10k-published/*.yaml)) --markdown
 
 starter: setup ## build the starter sounds and embed them into cache/starter and cache/starter-noisy
 	$(BIN)/bsdkit starter data/starter

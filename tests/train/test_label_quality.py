@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from bsdkit.combine.chain import Averaging, Chain
+from bsdkit.combine.ensemble import Ensemble
 from bsdkit.dataset import Clips, read_dataset
 from bsdkit.errors import DatasetError, RecipeError
 from bsdkit.recipe.artifacts import Run
@@ -277,8 +279,9 @@ def test_wilson_interval_holds_the_shares_that_its_test_accepts() -> None:
 def finished_run(folder: Path, clips: Clips, members: dict[str, object]) -> Run:
     """A run of two members, of which the second has no weight, as `fit` leaves it behind."""
     recipe = Recipe.model_validate({"name": "r", "store": "s", "members": members})
-    weights = {"one": 1.0, "two": 0.0}
-    return Run(folder, recipe, {}, {}, clips, "official", weights, np.full(4, 0.25))
+    chain = Chain(("ensemble",), (Averaging(Ensemble("weights", (1.0, 0.0))),))
+    prior = np.full(4, 0.25)
+    return Run(folder, recipe, {}, {}, clips, "official", ("one", "two"), chain, prior, ())
 
 
 def test_out_of_fold_has_no_fallback(tmp_path: Path) -> None:
