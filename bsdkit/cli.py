@@ -742,7 +742,8 @@ def heads_command() -> None:
     typer.echo(f"\n* and: {shown(options)}")
     typer.echo(
         "\nAny member: seeds, validation, confidence (none, linear, shifted, binary), "
-        "min_confidence, probabilities; those with * also distill and extra."
+        "min_confidence, probabilities; those with * also distill and extra. A member trained "
+        "elsewhere is {imported: FEATURE}; see bsdkit import."
     )
 
 
