@@ -423,7 +423,12 @@ def predict_command(
     if data is not None:
         store = store or _default_store(data)
         extract_for_run(
-            loaded, data, store, device=device, progress=ConsoleProgress(_console(stderr=True))
+            loaded,
+            data,
+            store,
+            member=member,
+            device=device,
+            progress=ConsoleProgress(_console(stderr=True)),
         )
     assert store is not None
     prediction = predict_run(loaded, Store(store), member)
@@ -468,8 +473,9 @@ def check_command(
     loaded = load_run(run)
     found = rehearse(loaded, Store(store or loaded.recipe.store))
     typer.echo(
-        f"{found.n_clips} clips predicted without labels, each by models and steps that did not "
-        f"see it: hF {percent(found.hF)}, hF_strict {percent(found.hF_strict)}"
+        f"{found.n_clips} clips of the {found.split} folds predicted without labels, each by "
+        f"models and steps that did not see it: hF {percent(found.hF)}, "
+        f"hF_strict {percent(found.hF_strict)}"
     )
     if not found.is_equal:
         typer.echo(
@@ -480,6 +486,12 @@ def check_command(
         )
         raise typer.Exit(WORK_FAILED)
     typer.echo(f"equal to {run / 'predictions.csv'} and to the score in metrics.json")
+    if found.on_their_word:
+        typer.echo(
+            "imported without folds, so out of fold on their word: "
+            + ", ".join(found.on_their_word),
+            err=True,
+        )
 
 
 @_command(app, "submit")
@@ -519,12 +531,19 @@ def submit_command(
     for name in result.fallback:
         typer.echo(f"{name}: {result.folder / name}")
         if result.trained_on[name]:
-            typer.echo(f"{name}: {result.trained_on[name]} clips were trained on", err=True)
+            typer.echo(
+                f"warning: {name}: {result.trained_on[name]} of these clips were trained on",
+                err=True,
+            )
+        if result.developed_on[name]:
+            typer.echo(f"warning: {name}: {result.developed_on[name]}", err=True)
         for clip in result.fallback[name]:
             typer.echo(f"{name}: fallback to the class shares, no embedding: {clip}", err=True)
         for clip in result.partial[name]:
             typer.echo(f"{name}: predicted without some member: {clip}", err=True)
     _print_findings(result.findings)
+    if any(result.fallback.values()) or any(result.partial.values()):
+        raise typer.Exit(WORK_FAILED)
 
 
 @_command(app, "validate")

@@ -124,6 +124,7 @@ class System:
         resources: external resources that are no backbone, such as a language model that
             wrote priors.
         noisy_scores: on BSD35k-CS, or None.
+        rerank_parameters: numbers that a step after the members found, such as a reranker's trees.
     """
 
     label: str
@@ -143,6 +144,7 @@ class System:
     datasets: tuple[ExternalDataset, ...] = ()
     resources: tuple[Resource, ...] = ()
     noisy_scores: Mapping[str, object] | None = None
+    rerank_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def total_parameters(system: System) -> ParameterCount:
     unknown = [f"member {m.name}" for m in system.members if m.parameters is None]
     unknown += [b.resource.name for b in backbones if b.parameters is None or b.is_lower_bound]
     counted = [m.parameters for m in system.members] + [b.parameters for b in backbones]
-    return ParameterCount(sum(filter(None, counted)), tuple(unknown))
+    total = system.rerank_parameters + sum(filter(None, counted))
+    return ParameterCount(total, tuple(unknown))
 
 
 def macs(system: System) -> int | None:

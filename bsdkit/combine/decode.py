@@ -10,22 +10,19 @@ import numpy.typing as npt
 from bsdkit.metrics import FAMILY_CREDIT_PRF
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["DECODINGS", "Decoding", "decode", "family_sums"]
+__all__ = ["Decoding", "decode", "family_sums"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-Decoding = Literal["argmax", "family-first", "expected-hF"]
-
-DECODINGS: tuple[Decoding, ...] = ("argmax", "family-first", "expected-hF")
-"""What a recipe may say."""
+Decoding = Literal["argmax", "family_first", "expected_hF"]
 
 
 def decode(probabilities: FloatArray, how: Decoding, taxonomy: Taxonomy) -> IntArray:
     """Class positions [n_clips] of class probabilities [n_clips, n_classes].
 
     - ``argmax``: the most probable class.
-    - ``family-first``: the most probable class of the most probable family.
-    - ``expected-hF``: the class of the highest expected credit, which is its probability plus
+    - ``family_first``: the most probable class of the most probable family.
+    - ``expected_hF``: the class of the highest expected credit, which is its probability plus
       0.375 times that of its siblings: the Bayes decision under the credit of hF (Berger,
       "Statistical Decision Theory" 1985, section 4.4).
 
@@ -34,7 +31,7 @@ def decode(probabilities: FloatArray, how: Decoding, taxonomy: Taxonomy) -> IntA
     if how == "argmax":
         return np.asarray(probabilities.argmax(axis=1))
     by_family = family_sums(probabilities, taxonomy)
-    if how == "expected-hF":
+    if how == "expected_hF":
         siblings = by_family[:, taxonomy.family_of] - probabilities
         return np.asarray((probabilities + FAMILY_CREDIT_PRF * siblings).argmax(axis=1))
     is_in = taxonomy.family_of[None, :] == by_family.argmax(axis=1)[:, None]

@@ -28,6 +28,7 @@ __all__ = [
     "Limits",
     "Method",
     "Space",
+    "check_options",
     "combine",
     "fit_ensemble",
 ]
@@ -291,6 +292,17 @@ def fit_ensemble(
         else:
             w = _without_idle(contest, limits, _searched(contest, limits, options, on_trial))
     return Ensemble(options.method, tuple(w.tolist()), options.space)
+
+
+def check_options(options: EnsembleOptions, names: Sequence[str]) -> None:
+    """Refuses caps and frozen weights that cannot be used with these members.
+
+    Raises:
+        RecipeError: see `fit_ensemble`.
+    """
+    Limits(options, names)
+    if options.method == "frozen":
+        _frozen(options, names)
 
 
 def _frozen(options: EnsembleOptions, names: Sequence[str]) -> tuple[float, ...]:

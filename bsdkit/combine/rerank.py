@@ -22,6 +22,7 @@ from bsdkit.combine.decode import family_sums
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.folds import inner_folds
 from bsdkit.combine.objective import Objective
+from bsdkit.errors import RecipeError
 from bsdkit.metrics import FAMILY_CREDIT_PRF
 from bsdkit.taxonomy import Taxonomy
 
@@ -449,4 +450,10 @@ def _boosted(
     }
     if options.objective == "lambdarank":
         settings["label_gain"] = [0, FAMILY_CREDIT_PRF, 1]
-    return lightgbm.train(settings, data, num_boost_round=options.rounds)
+    try:
+        return lightgbm.train(settings, data, num_boost_round=options.rounds)
+    except lightgbm.basic.LightGBMError as error:
+        raise RecipeError(
+            f"a reranker cannot be learned from {len(np.unique(clip))} clips ({error}); leave "
+            "rerank out"
+        ) from None

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.combine.ensemble import combine
+from bsdkit.combine.objective import Objective
 from bsdkit.device import check_device
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import head_parameters
-from bsdkit.metrics import Interval, Spread, bootstrap, compare, evaluate, holm, spread
+from bsdkit.metrics import Interval, Spread, bootstrap, compare, holm, spread
 from bsdkit.recipe.members import Workbench, member_plan
 from bsdkit.recipe.schema import Recipe
-from bsdkit.recipe.scoring import class_shares, combine_members
+from bsdkit.recipe.scoring import class_shares, combine_members, objective_of
 from bsdkit.recipe.vary import changed
 from bsdkit.report.ablation import ENSEMBLE, Ablation, Judged
 from bsdkit.train.member import MemberResult
@@ -82,12 +83,12 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 
 def _check_comparable(recipe: Recipe, variant: Recipe, shown: str) -> None:
     """Refuses a variant that is scored on other clips or reads other inputs."""
-    for name in ("store", "folds", "split_seed", "split_file", "missing", "expect"):
+    for name in ("store", "folds", "split_seed", "split_file", "missing", "expect", "target"):
         mine, theirs = getattr(recipe, name), getattr(variant, name)
         if mine != theirs:
             raise RecipeError(
                 f"{shown} has {name}: {theirs}, {recipe.name} has {mine}; they can only be "
-                "compared on the same clips, folds and inputs"
+                "compared on the same clips, folds, inputs and aims"
             )
     if variant.split[0] != recipe.split[0]:
         raise RecipeError(
@@ -158,13 +159,16 @@ def ablate(
         raise HeadError(named) from None
     if on_step:
         on_step("comparing")
+    # single seeds are averaged plainly, which says nothing of variants that combine otherwise
+    has_seeds = judged != ENSEMBLE or len({_chain_of(r) for r in recipes.values()}) == 1
     found = []
     for i, variant in enumerate(recipes.values()):
         of_variant = {
             name: trained[_key(i, name)] for name in variant.members if _key(i, name) in trained
         }
-        found.append(_predictions(variant, of_variant, bench, task, judged))
-    return _judge(found, list(variants), bench, task, judged, started)
+        found.append(_predictions(variant, of_variant, bench, task, judged, has_seeds))
+    objective = objective_of(recipe, task.taxonomy)
+    return _judge(found, list(variants), bench, task, judged, started, objective)
 
 
 def _check_it_varies(recipe: Recipe, variants: Mapping[str, Recipe], judged: str) -> None:
@@ -238,8 +242,21 @@ class _Predictions:
     fault: str = ""
 
 
+def _chain_of(recipe: Recipe) -> str:
+    """What a recipe says of the steps after the members."""
+    said = recipe.model_dump(
+        include={"calibrate", "ensemble", "rerank", "adjust", "target", "decode"}
+    )
+    return str({**said, "ensemble": {**said["ensemble"], "members": None}})
+
+
 def _predictions(
-    recipe: Recipe, members: dict[str, MemberResult], bench: Workbench, task: Task, judged: str
+    recipe: Recipe,
+    members: dict[str, MemberResult],
+    bench: Workbench,
+    task: Task,
+    judged: str,
+    has_seeds: bool,
 ) -> _Predictions:
     clips, rows = bench.store.clips, task.split.tested
     names = recipe.ensemble_members if judged == ENSEMBLE else [judged]
@@ -247,7 +264,7 @@ def _predictions(
     if faults:
         return _Predictions(None, fault=faults[0])
     fallback = class_shares(clips, task.split)
-    if len(names) == 1:
+    if judged != ENSEMBLE:
         result = members[names[0]]
         mean = combine(result.mean[None], [1.0], fallback)
         seeds = [combine(p[None], [1.0], fallback) for p in result.probabilities]
@@ -273,7 +290,7 @@ def _predictions(
     return _Predictions(
         combined.decided[rows],
         {i: p[rows].argmax(1) for i, p in enumerate(seeds)}
-        if n_seeds > 1
+        if n_seeds > 1 and has_seeds
         else {0: combined.decided[rows]},
         in_sample=tuned if combined.stages[-1].learns else None,
     )
@@ -286,29 +303,35 @@ def _judge(
     task: Task,
     judged: str,
     started: float,
+    objective: Objective,
 ) -> Ablation:
     taxonomy, labels = task.taxonomy, task.labels[task.split.tested]
+    weight = None if objective.target is None else objective.scale(labels)
 
     def of_seeds(predictions: _Predictions) -> dict[int, float]:
-        return {
-            seed: evaluate(labels, p, taxonomy, warn=False)["hF_strict"]
-            for seed, p in predictions.seeds.items()
-        }
+        return {seed: objective.of(labels, p) for seed, p in predictions.seeds.items()}
 
     def tuned(predictions: _Predictions) -> float | None:
         if predictions.in_sample is None:
             return None
-        return evaluate(labels, predictions.in_sample, taxonomy, warn=False)["hF_strict"]
+        return objective.of(labels, predictions.in_sample)
 
     def interval(classes: npt.NDArray[np.int64]) -> Interval:
-        return bootstrap(labels, classes, taxonomy)["hF_strict"]
+        return bootstrap(labels, classes, taxonomy, class_weight=weight)["hF_strict"]
 
     baseline = found[0]
     if baseline.classes is None:
         raise RecipeError(f"the recipe itself diverged: {baseline.fault}; lower its learning_rate")
     base_seeds = of_seeds(baseline)
     comparisons = {
-        name: compare(labels, one.classes, baseline.classes, taxonomy, n_resamples=_RESAMPLES)
+        name: compare(
+            labels,
+            one.classes,
+            baseline.classes,
+            taxonomy,
+            n_resamples=_RESAMPLES,
+            class_weight=weight,
+        )
         for name, one in zip(names, found[1:], strict=True)
         if one.classes is not None
     }
@@ -332,6 +355,7 @@ def _judge(
         judged=judged,
         split=task.split.name,
         n_clips=len(labels),
+        is_at_target=objective.target is not None,
         baseline=interval(baseline.classes),
         baseline_seeds=spread(base_seeds.values()),
         variants=tuple(variants),

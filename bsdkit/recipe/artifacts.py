@@ -81,6 +81,7 @@ def write_run(
                 group.create_dataset("fold", data=result.split.fold)
                 group.create_dataset("ensemble_nested", data=result.nested)
                 group.create_dataset("decided", data=result.decided)
+                group.create_dataset("is_fallback", data=result.is_empty)
                 for name, member in result.members.items():
                     group.create_dataset(f"members/{name}", data=member.mean)
         for protocol, result in results.items():
@@ -121,8 +122,6 @@ class Run:
         names: the members of the ensemble, in the order of its weights.
         chain: the steps after the members, fitted on all clips.
         prior: class shares [n_classes] of the training clips.
-        chains_of_folds: the steps fitted for each fold on the others, with the class shares of
-            what that fold trained on.
     """
 
     folder: Path
@@ -134,7 +133,6 @@ class Run:
     names: tuple[str, ...]
     chain: Chain
     prior: npt.NDArray[np.float64]
-    chains_of_folds: tuple[tuple[Chain, npt.NDArray[np.float64]], ...]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -155,13 +153,6 @@ class Run:
         with open_h5(self.folder / "oof.h5") as file:
             return np.asarray(file[self.split]["fold"][()], np.int64)
 
-    def with_models(self) -> list[str]:
-        """The members that the ensemble needs and that were trained here."""
-        wanted = list(self.names)
-        for name in wanted:  # grows by the members whose probabilities they take
-            wanted += [n for n in self.recipe.members[name].probabilities if n not in wanted]
-        return [name for name in wanted if not self.recipe.members[name].imported]
-
     def models(self, name: str) -> tuple[MemberModel, ...]:
         """The models of one member."""
         return load_models(self.folder / "members" / self.split / name)
@@ -180,8 +171,8 @@ def load_run(folder: Path | str) -> Run:
         metrics = json.loads((folder / "metrics.json").read_text())
         ensemble = json.loads((folder / "ensemble.json").read_text())
         data = json.loads((folder / "chain.json").read_text())
-    except (OSError, ValueError) as error:
-        reason = str(error)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
         if isinstance(error, FileNotFoundError):
             reason = f"it has no {Path(error.filename).name}"
         raise RecipeError(
@@ -190,9 +181,6 @@ def load_run(folder: Path | str) -> Run:
     clips = read_clips(folder / "clips.h5")
     try:
         chain = Chain.from_dict(data, clips.taxonomy)
-        of_folds = tuple(
-            (Chain.from_dict(one, clips.taxonomy), np.array(one["prior"])) for one in data["folds"]
-        )
     except (KeyError, TypeError, ValueError) as error:
         raise RecipeError(
             f"{folder / 'chain.json'} cannot be read ({error!r}); run bsdkit fit again"
@@ -207,5 +195,4 @@ def load_run(folder: Path | str) -> Run:
         names=tuple(data["members"]),
         chain=chain,
         prior=np.array(data["prior"]),
-        chains_of_folds=of_folds,
     )

@@ -173,9 +173,9 @@ def _stage_lines(stages: Stages, n_embedded: int) -> list[str]:
 
 
 def extract_for_run(
-    run: Run, data: Path, store: Path, *, device: str, progress: ConsoleProgress
+    run: Run, data: Path, store: Path, *, member: str = "", device: str, progress: ConsoleProgress
 ) -> None:
-    """Embeds what a run's members need of a dataset, with the specs that it was trained on.
+    """Embeds what a run, or one member of it, needs of a dataset, with the specs that it had.
 
     Raises:
         StaleStore: the backbone as it is now has another spec than the run's features.
@@ -188,7 +188,7 @@ def extract_for_run(
     with progress:
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
-        for template, wanted in _backbones_of(run, device):
+        for template, wanted in _backbones_of(run, member, device):
             reports = extract(
                 wanted,
                 clips,
@@ -202,12 +202,12 @@ def extract_for_run(
 
 
 def _backbones_of(
-    run: Run, device: str
+    run: Run, member: str, device: str
 ) -> list[tuple[TextTemplate, list[tuple[Backbone, list[str]]]]]:
     """The backbones that made a run's features with their outputs, by text template."""
     from bsdkit.recipe.predict import needed_features
 
-    specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run)}
+    specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for feature, spec in specs.items():
         if spec["backbone"] in ("imported", IMPORTED_PROBABILITIES):

@@ -92,4 +92,5 @@ def similarity_of(feature: str, features: Features, n_classes: int) -> npt.NDArr
             f"rerank.similarity: {feature} has {values.shape[1]} columns, expected one for each of "
             f"the {n_classes} classes"
         )
-    return np.where(features.is_missing, np.nan, values.astype(np.float64))
+    is_missing = features.is_missing[:, list(features.arrays).index(feature)]
+    return np.where(is_missing[:, None], np.nan, values.astype(np.float64))

@@ -17,6 +17,7 @@ from bsdkit.recipe.imported import check_folds, check_imported, imported_member,
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
+from bsdkit.store.probabilities import read_folds
 from bsdkit.store.store import Features, Store
 from bsdkit.train.member import (
     MemberResult,
@@ -221,13 +222,22 @@ class Workbench:
                     results[name] = results[next(w for w in waiting if keys[w] == keys[name])]
         return {name: results[name] for name in plans}
 
+    def on_their_word(self, plans: Mapping[str, MemberPlan]) -> list[str]:
+        """Imported members of whose models nobody knows which clips they were trained on."""
+        return [
+            name
+            for name, plan in plans.items()
+            if plan.is_imported and read_folds(self.infos[plan.features[0]].path) is None
+        ]
+
     def similarity(self, feature: str) -> npt.NDArray[np.float64]:
         """How near each clip's metadata are to each class, [n_clips, n_classes]; NaN if missing.
 
         Raises:
             RecipeError: the feature has another number of columns than there are classes.
         """
-        features = self.store.features([feature], {})
+        expect = {f: e for f, e in self.recipe.expect.items() if f == feature}
+        features = self.store.features([feature], expect)
         _check_finite(features, self.store)
         self.infos |= features.infos
         self.n_missing[feature] = int(features.is_missing.sum())

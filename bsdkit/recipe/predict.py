@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.chain import Chain
 from bsdkit.combine.decode import decode
 from bsdkit.combine.ensemble import combine
 from bsdkit.combine.evidence import Evidence
@@ -46,6 +45,11 @@ def _counting(run: Run, member: str) -> list[str]:
         raise RecipeError(
             f"run {run.folder} has no member {member!r}: {nearest(member, run.recipe.members)}"
         )
+    if member in run.metrics["protocols"][run.split]["left_out"]:
+        raise RecipeError(
+            f"member {member!r} of run {run.folder} diverged, so it says nothing; lower its "
+            "learning_rate and fit again"
+        )
     return [member]
 
 
@@ -59,13 +63,19 @@ def with_inputs(run: Run, names: Iterable[str]) -> list[str]:
     return found
 
 
-def needed_features(run: Run, member: str = "") -> list[str]:
-    """Features of the members that have a weight in a run's ensemble, or of one member.
+def needed_features(run: Run, member: str = "", *, every: bool = False) -> list[str]:
+    """Features of the members that change a run's predictions, or of one member.
+
+    Args:
+        run: which run.
+        member: a member's name; empty for the ensemble.
+        every: whether members without weight in the ensemble count too.
 
     Raises:
         RecipeError: the run has no such member.
     """
-    members = [run.recipe.members[name] for name in with_inputs(run, _counting(run, member))]
+    names = run.names if every and not member else _counting(run, member)
+    members = [run.recipe.members[name] for name in with_inputs(run, names)]
     found = [feature for one in members for feature in one.features]
     if run.recipe.similarity and not member:
         found.append(run.recipe.similarity)
@@ -113,21 +123,21 @@ def out_of_fold(run: Run, member: str = "") -> npt.NDArray[np.float64]:
         RecipeError: the run has no such member.
         StoreError: the run's oof.h5 is missing or broken.
     """
-    names = list(run.names) if not member else _counting(run, member)
+    if member:
+        _counting(run, member)  # refuses one that is not there
     path = run.folder / "oof.h5"
     with open_h5(path) as file:
         try:
             group = file[run.split]
-            members = [np.asarray(group[f"members/{name}"], np.float64) for name in names]
+            if member:
+                return np.asarray(group[f"members/{member}"], np.float64)
             probabilities = np.asarray(group["ensemble_nested"], np.float64)
+            is_fallback = np.asarray(group["is_fallback"], bool)
         except KeyError:
             raise CorruptStore(
                 f"{path} lacks what {run.split!r} folds left; run bsdkit fit again"
             ) from None
-    if member:
-        return members[0]
-    is_unseen = np.all([np.isnan(p[:, 0]) for p in members], axis=0)
-    return np.where(is_unseen[:, None], np.nan, probabilities)
+    return np.where(is_fallback[:, None], np.nan, probabilities)
 
 
 def export_run(run: Run, path: Path, member: str = "") -> int:
@@ -142,6 +152,8 @@ def export_run(run: Run, path: Path, member: str = "") -> int:
     """
     probabilities = out_of_fold(run, member)
     rows = np.flatnonzero(~np.isnan(probabilities[:, 0]))
+    if not len(rows):
+        raise RecipeError(f"run {run.folder} has no out-of-fold probabilities of any clip")
     export_probabilities(
         path,
         [str(clip) for clip in run.clips.ids[rows]],
@@ -179,7 +191,7 @@ def _known_ids(run: Run, member: str) -> npt.NDArray[np.str_]:
 
 
 def member_probabilities(
-    run: Run, names: Sequence[str], features: Features, fold: int | None = None
+    run: Run, names: Sequence[str], features: Features
 ) -> dict[str, FloatArray]:
     """What members say of clips [n, n_classes]; NaN in rows whose features are missing.
 
@@ -187,7 +199,6 @@ def member_probabilities(
         run: whose models.
         names: members, each after those whose probabilities it takes.
         features: of the clips.
-        fold: ask the models that did not see this fold's clips; None for those of all folds.
     """
     said: dict[str, FloatArray] = {}
     for name in names:
@@ -200,24 +211,19 @@ def member_probabilities(
         if plan.probabilities:
             others = np.stack([said[other] for other in plan.probabilities])
             inputs = inputs.with_probabilities(others)
-        models = tuple(m for m in run.models(name) if fold is None or m.fold == fold)
-        said[name] = predict_member(plan, models, inputs, run.clips.taxonomy)
+        said[name] = predict_member(plan, run.models(name), inputs, run.clips.taxonomy)
     return said
 
 
 def chain_probabilities(
     run: Run,
-    chain: Chain,
-    prior: FloatArray,
     said: Mapping[str, FloatArray],
     features: Features,
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """Probabilities [n, n_classes] after all steps, and which rows are the prior for want of any.
 
     Args:
-        run: for the names of the members.
-        chain: the steps.
-        prior: what a clip gets that no member could see [n_classes].
+        run: its steps, and its class shares for a clip that no member could see.
         said: see `member_probabilities`; a member that is not there has no prediction.
         features: for the similarity of metadata, where the reranker asks for it.
     """
@@ -229,10 +235,10 @@ def chain_probabilities(
     evidence = Evidence(
         np.stack([said.get(name, nothing) for name in run.names]), similarity=similarity
     )
-    rows = np.flatnonzero(chain.seen(evidence))
-    result = np.tile(prior, (n, 1))
+    rows = np.flatnonzero(run.chain.seen(evidence))
+    result = np.tile(run.prior, (n, 1))
     if len(rows):
-        result[rows] = chain.apply(evidence.rows(rows))
+        result[rows] = run.chain.apply(evidence.rows(rows))
     return result, ~np.isin(np.arange(n), rows)
 
 
@@ -260,7 +266,7 @@ def predict_run(run: Run, store: Store, member: str = "") -> Prediction:
         is_fallback = np.isnan(stack[0, :, 0])
         best = probabilities.argmax(axis=1)
     else:
-        probabilities, is_fallback = chain_probabilities(run, run.chain, run.prior, said, features)
+        probabilities, is_fallback = chain_probabilities(run, said, features)
         best = decode(probabilities, run.recipe.decode, taxonomy)
     ids = store.clips.ids
     is_partial = np.isnan(stack[:, :, 0]).any(axis=0) & ~is_fallback

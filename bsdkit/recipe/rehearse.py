@@ -1,42 +1,45 @@
-"""Dev-as-eval: a run's whole inference on its own clips, in a process that has no labels.
+"""Dev-as-eval: a run's whole inference on its own clips, in processes that have no labels.
 
-The development clips and the run are copied without their labels and without what the run said
-of them. A fresh process then predicts each clip with the models, and the steps after them, that
-did not see it. Its predictions must be those that the run wrote, and only after it is gone are
-labels read, to score them.
+For each fold a small run is made of the models and steps that did not see its clips, and a small
+store of these clips, with their features and without labels or anything else that people know of
+them. A fresh process then runs ``bsdkit predict`` on the two, as on an evaluation set. What it
+writes must be what the run wrote, and only then are labels read, to score it.
 """
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 
-from bsdkit.combine.decode import decode
 from bsdkit.csvfile import read_csv_rows
 from bsdkit.dataset import Clips
-from bsdkit.errors import BsdkitError, RecipeError
+from bsdkit.errors import RecipeError
 from bsdkit.metrics import evaluate
-from bsdkit.predictions import write_predictions
-from bsdkit.recipe.artifacts import Run, load_run
-from bsdkit.recipe.predict import chain_probabilities, member_probabilities, with_inputs
+from bsdkit.recipe.artifacts import Run
+from bsdkit.recipe.predict import needed_features, with_inputs
 from bsdkit.store.clips_table import write_clips
-from bsdkit.store.store import Features, Store
+from bsdkit.store.store import Store
+from bsdkit.train.saved import copy_models
 
-__all__ = ["Rehearsal", "copy_without_labels", "predict_held_out", "rehearse"]
+__all__ = ["Rehearsal", "copy_for_fold", "rehearse"]
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_FOLDS, _OUTPUT, _STORE, _RUN = "folds.csv", "output.csv", "store", "run"
+_DONE = (0, 1)
+"""Exit codes of a prediction: whole, or with clips that got the fallback."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,19 @@ class Rehearsal:
 
     Attributes:
         n_clips: clips predicted.
+        split: under whose folds.
         differing: ids of clips whose class or score is not the one that the run wrote.
+        on_their_word: imported members whose models may have seen any clip, for all that the
+            store knows.
         hF: of the rehearsed predictions, the organisers' score.
         hF_strict: the same, a class that is never predicted counting 0.
         claimed: hF_strict that the run's metrics.json states.
     """
 
     n_clips: int
+    split: str
     differing: tuple[str, ...]
+    on_their_word: tuple[str, ...]
     hF: float  # noqa: N815
     hF_strict: float  # noqa: N815
     claimed: float
@@ -63,12 +71,13 @@ class Rehearsal:
         return not self.differing and self.hF_strict == self.claimed
 
 
-def rehearse(run: Run, store: Store) -> Rehearsal:
+def rehearse(run: Run, store: Store, *, n_jobs: int | None = None) -> Rehearsal:
     """Predicts a run's own clips as if they were new, and compares.
 
     Args:
-        run: whose clips.
+        run: whose clips; those of its headline split.
         store: with their features; its labels are not copied.
+        n_jobs: processes side by side; None for one a processor.
 
     Raises:
         RecipeError: the store has other clips than the run, or inference failed.
@@ -82,132 +91,114 @@ def rehearse(run: Run, store: Store) -> Rehearsal:
     tested = np.flatnonzero(fold >= 0)
     with tempfile.TemporaryDirectory(prefix="bsdkit-check-") as folder:
         bench = Path(folder)
-        copy_without_labels(run, store, fold, bench)
-        _predict_in_fresh_process(bench)
-        rehearsed = _read_rows(bench / _OUTPUT)
+        folds = [int(k) for k in np.unique(fold[tested])]
+        for k in folds:
+            copy_for_fold(run, store, k, np.flatnonzero(fold == k), bench / str(k))
+        with ThreadPoolExecutor(n_jobs or os.cpu_count() or 1) as pool:
+            list(pool.map(_predict_in_fresh_process, [bench / str(k) for k in folds]))
+        rehearsed: dict[str, tuple[str, str]] = {}
+        for k in folds:
+            rehearsed |= _read_rows(bench / str(k) / "output.csv")
     written = _read_rows(run.folder / "predictions.csv")
-    differing = tuple(str(i) for i in ids[tested] if rehearsed.get(i) != written.get(i))
-    missing = [str(i) for i in ids[tested] if i not in rehearsed]
-    if missing:
-        raise RecipeError(f"the rehearsal predicted nothing for {len(missing)} clips: {missing[0]}")
+    lost = [str(i) for i in ids[tested] if i not in rehearsed]
+    if lost:
+        raise RecipeError(f"the rehearsal predicted nothing for {len(lost)} clips: {lost[0]}")
+    differing = tuple(str(i) for i in ids[tested] if rehearsed[i] != written.get(i))
     taxonomy = run.clips.taxonomy
     predicted = taxonomy.encode([rehearsed[i][0] for i in ids[tested]])
     scores = evaluate(labels[tested], predicted, taxonomy, warn=False)
-    claimed = run.metrics["protocols"][run.split]["ensemble"]["nested"]["hF_strict"]["value"]
-    return Rehearsal(len(tested), differing, scores["hF"], scores["hF_strict"], claimed)
+    protocol = run.metrics["protocols"][run.split]
+    return Rehearsal(
+        n_clips=len(tested),
+        split=run.split,
+        differing=differing,
+        on_their_word=tuple(protocol["on_their_word"]),
+        hF=scores["hF"],
+        hF_strict=scores["hF_strict"],
+        claimed=protocol["ensemble"]["nested"]["hF_strict"]["value"],
+    )
 
 
 def _read_rows(path: Path) -> dict[str, tuple[str, str]]:
-    """(class, score as written) by clip id."""
+    """(class, score as written) by clip id.
+
+    Raises:
+        RecipeError: a column is missing.
+    """
     header, rows = read_csv_rows(path)
-    columns = [header.index(n) for n in ("sound_id", "prediction", "prediction_score")]
-    found = {}
-    for _, fields in rows:
-        clip, label, score = (fields[i] for i in columns)
-        found[clip] = (label, score)
-    return found
+    wanted = ("sound_id", "prediction", "prediction_score")
+    for name in wanted:
+        if name not in header:
+            raise RecipeError(f"{path} has no column {name}; run bsdkit fit again")
+    columns = [header.index(name) for name in wanted]
+    return {fields[columns[0]]: (fields[columns[1]], fields[columns[2]]) for _, fields in rows}
 
 
-def _unlabelled(clips: Clips) -> Clips:
-    """The same clips without labels, and without what people knew of them beside the sound."""
-    n = len(clips)
+def copy_for_fold(run: Run, store: Store, k: int, rows: IntArray, bench: Path) -> None:
+    """A run and a store that hold nothing of the labels of one fold's clips.
+
+    The run has the models of that fold and the steps that were fitted for it, the store these
+    clips' features. Everything is a copy, so that no link leads back.
+
+    Args:
+        run: what was fitted.
+        store: the clips' features.
+        k: the fold.
+        rows: its clips.
+        bench: where ``run`` and ``store`` are made.
+    """
+    clips = _only_ids(store.clips, rows)
+    copy = bench / "run"
+    copy.mkdir(parents=True)
+    (bench / "store").mkdir()
+    write_clips(copy / "clips.h5", clips)
+    write_clips(bench / "store" / "clips.h5", clips)
+    recipe = {**yaml.safe_load((run.folder / "recipe.yaml").read_text()), "store": "removed"}
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    chain = json.loads((run.folder / "chain.json").read_text())
+    own = chain["folds"][k]
+    written: Mapping[str, Mapping[str, Any]] = {
+        "chain.json": {**chain, **own, "folds": []},
+        "run.json": {"features": run.facts["features"]},
+        "ensemble.json": {"split": run.split},
+        "metrics.json": {"protocols": {run.split: {"left_out": {}}}},
+    }
+    for name, content in written.items():
+        (copy / name).write_text(json.dumps(content))
+    for name in with_inputs(run, run.names):
+        if not run.recipe.members[name].imported:
+            place = Path("members") / run.split / name
+            copy_models(run.folder / place, copy / place, k)
+    for feature in needed_features(run, every=True):
+        path = store.info(feature, run.facts["features"][feature]["spec"]).path
+        shutil.copy(path, bench / "store" / path.name)
+
+
+def _only_ids(clips: Clips, rows: IntArray) -> Clips:
+    """Clips of which nothing is told but their ids."""
+    n = len(rows)
+    nothing = np.full(n, "", object)
+    unknown = np.full(n, np.nan, np.float32)
     return replace(
         clips,
+        ids=clips.ids[rows],
         labels=np.full(n, -1, np.int64),
-        confidence=np.full(n, np.nan, np.float32),
-        uploader=np.full(n, "", object),
+        confidence=unknown,
+        duration=unknown,
+        uploader=nothing,
+        licence=nothing,
+        title=nothing,
+        tags=nothing,
+        description=nothing,
+        sha256=nothing,
+        audio=[None] * n,
     )
-
-
-def copy_without_labels(run: Run, store: Store, fold: IntArray, bench: Path) -> None:
-    """The run and the store with nothing in them that tells a label or an earlier prediction."""
-    copy = bench / _RUN
-    copy.mkdir()
-    for name in ("recipe.yaml", "run.json", "ensemble.json", "chain.json"):
-        shutil.copy(run.folder / name, copy / name)
-    (copy / "metrics.json").write_text("{}\n")
-    write_clips(copy / "clips.h5", _unlabelled(run.clips))
-    for member in run.with_models():
-        source = run.folder / "members" / run.split / member
-        target = copy / "members" / run.split / member
-        target.mkdir(parents=True)
-        for name in ("weights.safetensors", "models.json"):
-            os.symlink((source / name).resolve(), target / name)
-    (bench / _STORE).mkdir()
-    write_clips(bench / _STORE / "clips.h5", _unlabelled(store.clips))
-    for path in store.feature_files():
-        os.symlink(path.resolve(), bench / _STORE / path.name)
-    with (bench / _FOLDS).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sound_id", "fold"])
-        writer.writerows(zip(run.clips.ids, fold.tolist(), strict=True))
 
 
 def _predict_in_fresh_process(bench: Path) -> None:
-    command = [sys.executable, "-m", "bsdkit.recipe.rehearse", str(bench)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    words = ["predict", "run", "--store", "store", "--out", "output.csv"]
+    command = [sys.executable, "-m", "bsdkit", *words]
+    done = subprocess.run(command, cwd=bench, capture_output=True, text=True, check=False)
+    if done.returncode not in _DONE:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RecipeError(f"inference failed in the fresh process: {lines[-1]}")
-
-
-def predict_held_out(run: Run, store: Store, fold: IntArray) -> tuple[IntArray, FloatArray]:
-    """Class positions [n_clips] and their probabilities by what did not see each clip.
-
-    Args:
-        run: its models and steps.
-        store: the features of the run's clips.
-        fold: test fold of each clip [n_clips]; clips of fold -1 are class -1.
-    """
-    names = with_inputs(run, run.names)
-    wanted = [f for name in names for f in run.recipe.members[name].features]
-    if run.recipe.similarity:
-        wanted.append(run.recipe.similarity)
-    wanted = list(dict.fromkeys(wanted))
-    expect = {f: run.facts["features"][f]["spec"] for f in wanted}
-    features = store.features(wanted, expect)
-    classes = np.full(len(fold), -1, np.int64)
-    scores = np.full(len(fold), np.nan)
-    for k, (chain, prior) in enumerate(run.chains_of_folds):
-        rows = np.flatnonzero(fold == k)
-        if not len(rows):
-            continue
-        part = _rows_of(features, rows)
-        said = member_probabilities(run, names, part, fold=k)
-        probabilities, _ = chain_probabilities(run, chain, prior, said, part)
-        best = decode(probabilities, run.recipe.decode, run.clips.taxonomy)
-        classes[rows], scores[rows] = best, probabilities[np.arange(len(rows)), best]
-    return classes, scores
-
-
-def _rows_of(features: Features, rows: IntArray) -> Features:
-    return replace(
-        features,
-        arrays={name: array[rows] for name, array in features.arrays.items()},
-        is_missing=features.is_missing[rows],
-    )
-
-
-def _main(bench: Path) -> None:
-    run, store = load_run(bench / _RUN), Store(bench / _STORE)
-    labelled = int((store.clips.labels >= 0).sum() + (run.clips.labels >= 0).sum())
-    if labelled:
-        raise RecipeError(f"{labelled} labels reached the process that must not have any")
-    _, rows = read_csv_rows(bench / _FOLDS)
-    fold_of = {fields[0]: int(fields[1]) for _, fields in rows}
-    fold = np.array([fold_of[clip] for clip in store.clips.ids], np.int64)
-    classes, scores = predict_held_out(run, store, fold)
-    tested = np.flatnonzero(fold >= 0)
-    write_predictions(
-        bench / _OUTPUT,
-        store.clips.ids[tested],
-        run.clips.taxonomy.decode(classes[tested]),
-        scores[tested],
-    )
-
-
-if __name__ == "__main__":
-    try:
-        _main(Path(sys.argv[1]))
-    except BsdkitError as error:
-        sys.exit(f"error: {error}")
+        raise RecipeError(f"fold {bench.name} was not predicted: {lines[-1]}")

@@ -28,6 +28,8 @@ class ProtocolResult:
         chains: the steps after the members, fitted on all clips and for each fold on the others.
         nested: probabilities [n_clips, n_classes], each clip by its fold's chain.
         decided: class positions [n_clips], decoded as the recipe says.
+        is_empty: [n_clips] whether a clip has its fold's class shares, for want of a member that
+            could see it.
         prior: class shares [n_classes]; what a clip without any feature gets.
         priors: the same by fold, of what it trained on.
         metrics: every score, as it stands in metrics.json.
@@ -39,6 +41,7 @@ class ProtocolResult:
     chains: Nested
     nested: FloatArray
     decided: npt.NDArray[np.int64]
+    is_empty: npt.NDArray[np.bool_]
     prior: FloatArray
     priors: tuple[FloatArray, ...]
     metrics: dict[str, Any]

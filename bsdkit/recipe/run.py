@@ -21,7 +21,7 @@ from bsdkit.recipe.artifacts import write_run
 from bsdkit.recipe.members import Workbench, member_plan
 from bsdkit.recipe.results import ProtocolResult
 from bsdkit.recipe.schema import Recipe
-from bsdkit.recipe.scoring import score_protocol
+from bsdkit.recipe.scoring import chain_steps, objective_of, score_protocol
 
 __all__ = ["FitResult", "fit_recipe"]
 
@@ -87,6 +87,9 @@ def fit_recipe(
     for plan in plans.values():  # what a store lacks is said before anything else
         bench.inputs(plan)
     similarity = bench.similarity(recipe.similarity) if recipe.similarity else None
+    objective_of(recipe, clips.taxonomy)  # and what it says of later steps, too
+    chain_steps(recipe, tuple(recipe.ensemble_members), clips.ids)
+    on_their_word = bench.on_their_word(plans)
     results: dict[str, ProtocolResult] = {}
     for protocol in recipe.split:
         task = bench.task(protocol)
@@ -98,6 +101,7 @@ def fit_recipe(
             task.split,
             members,
             similarity=similarity,
+            on_their_word=on_their_word,
             n_jobs=bench.n_jobs,
         )
     metrics = {

@@ -263,7 +263,8 @@ class EnsembleRecipe(BaseModel):
 
     Attributes:
         members: which; None for all.
-        file: JSON or YAML with weights by member, for ``frozen``, such as a run's ensemble.json.
+        file: JSON or YAML with weights by member, for ``frozen``, such as the ensemble.json of a
+            run on other clips.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -285,10 +286,12 @@ class EnsembleRecipe(BaseModel):
         given = self.file is not None or self.weights is not None
         if self.method == "frozen" and (self.file is None) == (self.weights is None):
             raise ValueError(
-                "method: frozen needs weights: {member: share} or file: a run's ensemble.json"
+                "method: frozen needs weights: {member: share} or file: with such lines"
             )
         if self.method != "frozen" and given:
             raise ValueError("weights and file are for method: frozen")
+        if self.method == "frozen" and (self.caps or self.min_weight):
+            raise ValueError("caps and min_weight change weights, those of frozen are given")
         return self
 
 

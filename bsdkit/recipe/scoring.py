@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from bsdkit.combine.calibration import reliability
 from bsdkit.combine.chain import Adjust, Average, Calibrate, Nested, Rerank, Step, nested
 from bsdkit.combine.decode import decode
-from bsdkit.combine.ensemble import EnsembleOptions, combine
+from bsdkit.combine.ensemble import EnsembleOptions, check_options, combine
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.objective import Objective
 from bsdkit.combine.rerank import RerankOptions
@@ -24,6 +25,7 @@ from bsdkit.metrics import bootstrap, compare, evaluate, spread
 from bsdkit.recipe.results import ProtocolResult
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import Split, shared_groups
+from bsdkit.store.clips_table import read_clips
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.train.member import MemberResult
 
@@ -120,27 +122,41 @@ def objective_of(recipe: Recipe, taxonomy: Taxonomy) -> Objective:
     return Objective(taxonomy, tuple((shares / shares.sum()).tolist()))
 
 
-def chain_steps(recipe: Recipe, names: tuple[str, ...]) -> list[Step]:
+def chain_steps(recipe: Recipe, names: tuple[str, ...], ids: Iterable[str] = ()) -> list[Step]:
     """The steps after the members, as a recipe says them.
 
+    Args:
+        recipe: what it says.
+        names: the members that did not diverge.
+        ids: of the clips that are scored, on which frozen weights must not have been learned.
+
     Raises:
-        RecipeError: the file of frozen weights cannot be read.
+        RecipeError: frozen weights or caps that cannot be used.
     """
     e = recipe.ensemble
     frozen = dict(e.weights or {})
     if e.file is not None:
-        frozen = _weights_in(Path(e.file))
+        frozen = _weights_in(Path(e.file), ids)
+    # a member that diverged is left out whatever else names it
+    gone = [name for name in recipe.ensemble_members if name not in names]
+    caps = {
+        pattern: cap
+        for pattern, cap in e.caps.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names)
+        or not any(fnmatch.fnmatchcase(name, pattern) for name in gone)
+    }
     options = EnsembleOptions(
         method=e.method,
         space=e.space,
         trials=e.trials,
         rounds=e.rounds,
         largest=e.largest,
-        caps=e.caps,
+        caps=caps,
         min_weight=e.min_weight,
         seed=e.seed,
-        frozen=frozen,
+        frozen={name: weight for name, weight in frozen.items() if name not in gone},
     )
+    check_options(options, names)
     steps: list[Step] = []
     if recipe.calibrate != "none":
         steps.append(Calibrate(recipe.calibrate))
@@ -156,8 +172,18 @@ def chain_steps(recipe: Recipe, names: tuple[str, ...]) -> list[Step]:
     return steps
 
 
-def _weights_in(path: Path) -> dict[str, float]:
+def _weights_in(path: Path, ids: Iterable[str]) -> dict[str, float]:
     """Weights by member: a plain mapping, or the members and weights of a run's ensemble.json."""
+    if (path.parent / "clips.h5").is_file():
+        known = np.isin(
+            np.array(list(ids), str), read_clips(path.parent / "clips.h5").ids.astype(str)
+        )
+        if known.any():
+            raise RecipeError(
+                f"the weights in {path} were fitted on {int(known.sum())} of these clips, so their "
+                "score would not be out of fold; write the method that found them instead (its "
+                "members are not trained again)"
+            )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and {"members", "weights"} <= set(data):
@@ -166,8 +192,8 @@ def _weights_in(path: Path) -> dict[str, float]:
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "not a mapping of members to weights"
         raise RecipeError(
-            f"ensemble.file {path}: {reason}; expected member: weight lines, or a run's "
-            "ensemble.json"
+            f"ensemble.file {path}: {reason}; expected member: weight lines, or the "
+            "ensemble.json of a run on other clips"
         ) from None
 
 
@@ -196,7 +222,7 @@ def combine_members(
     fallback = class_shares(clips, split)
     taxonomy = clips.taxonomy
     evidence = Evidence(np.stack([members[name].mean for name in names]), similarity=similarity)
-    steps = chain_steps(recipe, names)
+    steps = chain_steps(recipe, names, clips.ids[split.tested])
     objective = objective_of(recipe, taxonomy)
     chains = nested(
         steps, evidence, clips.labels, split.fold, split.n_folds, objective, n_jobs=n_jobs
@@ -241,9 +267,19 @@ def score_protocol(
     members: dict[str, MemberResult],
     *,
     similarity: FloatArray | None = None,
+    on_their_word: Collection[str] = (),
     n_jobs: int = 1,
 ) -> ProtocolResult:
     """Every score of a recipe under one split.
+
+    Args:
+        recipe: what it says.
+        clips: the clips table.
+        split: the folds.
+        members: results by name.
+        similarity: what the reranker may know of the clips' metadata [n_clips, n_classes].
+        on_their_word: imported members of which nobody knows the folds.
+        n_jobs: processes.
 
     Raises:
         RecipeError: see `combine_members`.
@@ -276,8 +312,9 @@ def score_protocol(
     decided, tuned = combined.decided, combined.stages[-1].in_sample
     nested_scores, in_sample_scores = scores(decided), scores(tuned)
     best_alone = combine(members[best].mean[None], [1.0], fallback).argmax(axis=1)
+    weight = None if target.target is None else target.scale(labels[rows])
     comparisons = {
-        name: vars(compare(labels[rows], decided[rows], other[rows], taxonomy))
+        name: vars(compare(labels[rows], decided[rows], other[rows], taxonomy, class_weight=weight))
         for name, other in {"plain mean": plain, best: best_alone}.items()
         if not np.array_equal(other[rows], decided[rows])
     }
@@ -292,6 +329,8 @@ def score_protocol(
         "target": None if target.target is None else list(target.target),
         "members": scored,
         "left_out": combined.left_out,
+        "on_their_word": [name for name in combined.names if name in on_their_word],
+        "weights_are_given": recipe.ensemble.method == "frozen",
         "best_member": best,
         "plain_mean": scores(plain),
         "steps": _steps(combined, plain, labels, rows, target),
@@ -307,8 +346,8 @@ def score_protocol(
             "weights_of_folds": [list(c.ensemble.weights) for c in combined.chains.of_folds],
             "nested": nested_scores,
             "in_sample": in_sample_scores,
-            "optimism": in_sample_scores["hF_strict"]["value"]
-            - nested_scores["hF_strict"]["value"],
+            "optimism": target.of(labels[rows], tuned[rows])
+            - target.of(labels[rows], decided[rows]),
             "against": comparisons,
         },
     }
@@ -321,6 +360,7 @@ def score_protocol(
         chains=combined.chains,
         nested=combined.nested,
         decided=decided,
+        is_empty=combined.is_empty,
         prior=np.bincount(labels, minlength=n) / len(labels),
         priors=tuple(priors),
         metrics=metrics,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import yaml
 
 from bsdkit.challenge import (
@@ -24,15 +27,22 @@ from bsdkit.challenge import (
     write_metadata,
     write_output,
 )
+from bsdkit.challenge.metadata import DEVELOPMENT
 from bsdkit.challenge.submission import MOST_SYSTEMS
+from bsdkit.combine.rerank import Reranker
 from bsdkit.errors import DatasetError, RecipeError, nearest
+from bsdkit.heads.registry import head_parameters
 from bsdkit.recipe.artifacts import Run
 from bsdkit.recipe.predict import needed_features, predict_run, with_inputs
-from bsdkit.report.tables import chain_title
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
 from bsdkit.store.store import Store
+from bsdkit.taxonomy import BST
 
 __all__ = ["About", "Submission", "read_about", "submit"]
+
+
+BSD10K_CLIPS = 10_956
+"""Clips of BSD10k-v1.2 after the task's filter."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Submission:
         fallback: by label, ids of clips that no member could see.
         partial: by label, ids of clips that some member could not see.
         trained_on: by label, how many of the clips the run was trained on.
+        developed_on: by label, a warning where the development scores are not BSD10k's.
     """
 
     folder: Path
@@ -65,6 +76,7 @@ class Submission:
     fallback: Mapping[str, tuple[str, ...]]
     partial: Mapping[str, tuple[str, ...]]
     trained_on: Mapping[str, int]
+    developed_on: Mapping[str, str]
 
 
 def read_about(path: Path) -> About:
@@ -94,13 +106,21 @@ def read_about(path: Path) -> About:
             raise DatasetError(f"{path}: affiliation is {place!r}, expected {', '.join(places)}")
         _known(path, "affiliation.", place, places)
         is_corresponding = bool(person.get("corresponding", False))
-        rest = {k: str(v) for k, v in person.items() if k in fields[:3]}
-        affiliation = Affiliation(**{k: str(v) for k, v in place.items()})
+        rest = _texts(path, {k: person[k] for k in fields[:3] if k in person})
+        affiliation = Affiliation(**_texts(path, place))
         authors.append(Author(**rest, affiliation=affiliation, corresponding=is_corresponding))
     if not any(author.corresponding for author in authors):
         first = authors[0]
         authors[0] = Author(first.lastname, first.firstname, first.email, first.affiliation, True)
     return About(tuple(authors), str(data.get("source_code") or ""))
+
+
+def _texts(path: Path, data: Mapping[str, Any]) -> dict[str, str]:
+    """What is said, without what is left empty."""
+    for key, value in data.items():
+        if not isinstance(value, str | int | None):
+            raise DatasetError(f"{path}: {key} is {value!r}, expected a text")
+    return {key: str(value) for key, value in data.items() if value not in (None, "")}
 
 
 def _known(path: Path, where: str, data: Mapping[str, Any], fields: Sequence[str]) -> None:
@@ -136,10 +156,17 @@ def submit(
     """
     if not 1 <= len(runs) <= MOST_SYSTEMS:
         raise RecipeError(f"{len(runs)} runs given; a team may submit 1 to {MOST_SYSTEMS} systems")
+    for run in runs:
+        if run.clips.taxonomy != BST:
+            raise RecipeError(
+                f"{run.folder} predicts {run.clips.taxonomy.labels[0]}, ..., expected the classes "
+                f"of the task, {BST.labels[0]}, ..."
+            )
     about = about or About()
     ids = tuple(store.clips.ids) if ids_file is None else read_ids(ids_file)
     folder = out if out.name == "task1" else out / "task1"
-    fallback, partial, trained_on = {}, {}, {}
+    wanted = set(ids)
+    fallback, partial, trained_on, developed_on = {}, {}, {}, {}
     for number, run in enumerate(runs, 1):
         name = f"{label}_{number}"
         files = system_files(folder, name)
@@ -147,7 +174,7 @@ def submit(
         prediction = predict_run(run, store)
         position = {str(clip): i for i, clip in enumerate(prediction.ids)}
         missing = [clip for clip in ids if clip not in position]
-        extra = [clip for clip in position if clip not in set(ids)]
+        extra = [clip for clip in position if clip not in wanted]
         if missing or extra:
             raise DatasetError(
                 f"{ids_file} has {len(ids)} ids; {store.path} lacks {len(missing)} of them"
@@ -165,8 +192,14 @@ def submit(
         write_metadata(files.meta, describe_system(run, name, about), run.clips.taxonomy)
         fallback[name], partial[name] = prediction.fallback, prediction.partial
         trained_on[name] = len(prediction.trained_on)
-    findings = check_submission(folder, ids, runs[0].clips.taxonomy)
-    return Submission(folder, findings, fallback, partial, trained_on)
+        developed_on[name] = ""
+        if len(run.clips) != BSD10K_CLIPS:
+            developed_on[name] = (
+                f"the meta file gives scores on {len(run.clips)} clips of {run.recipe.store} as "
+                f"those on {DEVELOPMENT}, which has {BSD10K_CLIPS}"
+            )
+    findings = check_submission(folder, ids, BST)
+    return Submission(folder, findings, fallback, partial, trained_on, developed_on)
 
 
 def describe_system(run: Run, label: str, about: About) -> System:
@@ -183,7 +216,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
             count = None if stated is None else round(float(str(stated)) * 1e6)
             members.append(Member(name, "trained elsewhere", (), count, weight))
             continue
-        count = sum(int(a.size) for model in run.models(name) for a in model.state.values())
+        count = sum(parameters_of(a) for model in run.models(name) for a in model.state.values())
         members.append(Member(name, member.head, tuple(member.features), count, weight))
     extra = {m.extra.store for m in recipe.members.values() if m.extra is not None}
     ensemble = protocol["ensemble"]
@@ -206,10 +239,13 @@ def describe_system(run: Run, label: str, about: About) -> System:
                 else f"{uploaders} uploaders cross folds"
             )
         ),
-        ensemble=chain_title(ensemble),
+        ensemble=_steps(run),
+        rerank_parameters=sum(
+            trees_in(step.model) for step in run.chain.steps if isinstance(step, Reranker)
+        ),
         decision=_decision(recipe.decode),
         fallback=run.facts["fallback"],
-        hierarchy="class chosen by its family too" if recipe.decode != "argmax" else "",
+        hierarchy="; ".join(_hierarchy(run)),
         augmentation=", ".join(_augmentations(run)),
         datasets=tuple(ExternalDataset(Path(place).name) for place in sorted(extra)),
         resources=tuple(
@@ -222,19 +258,80 @@ def describe_system(run: Run, label: str, about: About) -> System:
 def _decision(decoding: str) -> str:
     return {
         "argmax": "the most probable class",
-        "family-first": "the most probable class of the most probable family",
-        "expected-hF": "the class of the highest expected credit",
+        "family_first": "the most probable class of the most probable family",
+        "expected_hF": "the class of the highest expected credit",
     }[decoding]
 
 
+def _settings(run: Run) -> dict[str, dict[str, Any]]:
+    """Parameters of the heads of all members that count, defaults included."""
+    members = {name: run.recipe.members[name] for name in with_inputs(run, run.counting)}
+    return {
+        name: {**head_parameters(member.head), **member.settings}
+        for name, member in members.items()
+        if not member.imported
+    }
+
+
 def _augmentations(run: Run) -> list[str]:
-    """Options of the counting members that change their training inputs."""
-    names = ("mixup", "cutmix", "noise", "mask", "modality_dropout", "same_class_swap")
-    return sorted(
-        {
-            option.replace("_", " ")
-            for name in run.counting
-            for option, value in run.recipe.members[name].settings.items()
-            if value and option.startswith(names)
-        }
-    )
+    """Options of members that change their training inputs, where they are on."""
+    options = ("mixup", "cutmix", "noise", "mask", "modality_dropout", "same_class_swap")
+    return [
+        option.replace("_", " ")
+        for option in options
+        if any(settings.get(option) for settings in _settings(run).values())
+    ]
+
+
+def _hierarchy(run: Run) -> list[str]:
+    """What in a run makes something of the families."""
+    recipe, settings = run.recipe, _settings(run)
+    found = []
+    heads = {recipe.members[name].head for name in settings}
+    if "two_level" in heads:
+        found.append("heads of family and class within the family")
+    for option, words in (
+        ("parent_weight", "a loss term of the family"),
+        ("hf_weight", "an expected-hF loss term"),
+    ):
+        if any(one.get(option) for one in settings.values()):
+            found.append(words)
+    if recipe.calibrate == "family":
+        found.append("a temperature for each family")
+    if recipe.rerank is not None:
+        found.append("a reranker that leaves a family only by a larger margin")
+    if recipe.decode != "argmax":
+        found.append(_decision(recipe.decode))
+    return found
+
+
+def _steps(run: Run) -> str:
+    """The steps after the members, in words."""
+    recipe = run.recipe
+    words = {
+        "mean": "equal weights",
+        "weights": "weights searched by TPE",
+        "greedy": "forward selection with replacement",
+        "subsets": "the best equal-weighted subset",
+        "stacking": "convex weights of least log loss",
+        "frozen": "given weights",
+    }
+    steps = [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
+    steps.append(f"mean of {recipe.ensemble.space}, {words[recipe.ensemble.method]}")
+    if recipe.rerank is not None:
+        steps.append(f"LightGBM reranker of the first classes ({recipe.rerank.objective})")
+    if recipe.adjust is not None:
+        steps.append("logit adjustment")
+    return ", then ".join(steps)
+
+
+def parameters_of(array: npt.NDArray[Any]) -> int:
+    """Numbers in an array of a head's state; of a booster's text, what its trees hold."""
+    if array.dtype == np.uint8:
+        return trees_in(array.tobytes().decode(errors="replace"))
+    return int(array.size)
+
+
+def trees_in(model: str) -> int:
+    """Split features, thresholds and leaf values of all trees in LightGBM's text."""
+    return sum(3 * int(n) - 2 for n in re.findall(r"^num_leaves=(\d+)$", model, re.MULTILINE))

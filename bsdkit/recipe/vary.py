@@ -74,10 +74,14 @@ def value_at(recipe: Recipe, key: str) -> Any:
     node: Any = recipe.model_dump(mode="python")
     for i, part in enumerate(path):
         at = ".".join(path[:i])
+        if node is None:
+            raise RecipeError(f"{key}: the recipe has no {at}; write {at}: {{}} in it first")
         if not isinstance(node, Mapping):
             raise RecipeError(f"{key}: {at or 'the recipe'} has no parts")
         known = list(node)
         if i == 2 and path[0] == "members":
+            if node["imported"]:
+                raise RecipeError(f"{key}: member {path[1]!r} is imported, it has no settings here")
             defaults = head_parameters(node["head"])
             node, known = {**defaults, **node}, [*known, *defaults]
         if part not in node:

@@ -62,6 +62,7 @@ class Ablation:
         n_reused: members trained before.
         seconds: wall-clock seconds.
         baseline_in_sample: see `Judged.in_sample`.
+        is_at_target: whether scores are those at the recipe's target class frequencies.
     """
 
     judged: str
@@ -74,6 +75,7 @@ class Ablation:
     n_reused: int
     seconds: float
     baseline_in_sample: float | None = None
+    is_at_target: bool = False
 
 
 def _signed(value: float) -> str:
@@ -139,12 +141,13 @@ _SEEDS = _COLUMNS.index("seeds")
 def print_ablation(console: Console, ablation: Ablation) -> None:
     """Prints one row a variant, the baseline first."""
     what = ablation.judged if ablation.judged == ENSEMBLE else f"member {ablation.judged}"
-    title = f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold"
+    aim = ", at the target's class frequencies" if ablation.is_at_target else ""
+    title = f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold{aim}"
     table = Table(title=title, title_justify="left")
     heading, *rows = _rows(ablation)
     for column in heading:
         is_text = column in ("variant", "verdict")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     styles = {"gain": "green", "loss": "red"}
     for row in rows:
         table.add_row(*row, style=styles.get(row[-1], ""))

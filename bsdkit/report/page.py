@@ -95,7 +95,7 @@ def _protocol(name: str, result: Mapping[str, Any], taxonomy: Taxonomy, is_headl
         f'<div class="headline">{percent(score["value"])}</div>',
         f"<p>hF_strict of {html.escape(chain_title(ensemble))}, nested; 95 % interval "
         f"{percent(score['low'], 1)} to {percent(score['high'], 1)}; official hF "
-        f"{percent(nested['hF']['value'])}; {disjoint}. "
+        f"{percent(nested['hF']['value'])}; {disjoint}.{_at_target(nested)} "
         f"Tuning it on the clips it is scored on would show {percent(ensemble['optimism'])} points "
         "more (optimism).</p>",
         _score_table(result),
@@ -107,6 +107,11 @@ def _protocol(name: str, result: Mapping[str, Any], taxonomy: Taxonomy, is_headl
             f"<p>Never predicted: {', '.join(nested['never_predicted'])}. The official hF "
             "leaves such a class out of its mean; hF_strict counts it as 0.</p>"
         )
+    if result["on_their_word"]:
+        named = html.escape(", ".join(result["on_their_word"]))
+        parts.append(f"<p>Imported without folds, so out of fold on their word: {named}.</p>")
+    if result["weights_are_given"]:
+        parts.append("<p>The weights are given: who chose them may have seen these clips.</p>")
     for member, faults in result["left_out"].items():
         reason = f"{member} diverged and is left out: {faults[0]} ({len(faults)} models in all)."
         parts.append(f"<p>{html.escape(reason)}</p>")
@@ -149,9 +154,24 @@ def _score_table(result: Mapping[str, Any]) -> str:
     )
 
 
+def _at_target(scores: Mapping[str, Any]) -> str:
+    if "at_target" not in scores:
+        return ""
+    score = scores["at_target"]
+    return (
+        f" With the target's class frequencies it is {percent(score['value'])}, "
+        f"{percent(score['low'], 1)} to {percent(score['high'], 1)}; comparisons and "
+        "optimism are of that."
+    )
+
+
 def _steps(result: Mapping[str, Any]) -> str:
     """What each step after the members adds to the one before it."""
-    body = []
+    plain = result["plain_mean"]["at_target" if result["target"] else "hF_strict"]
+    body = [
+        f"<tr><td>plain mean</td><td>{percent(plain['value'])}</td>"
+        f"<td>{percent(plain['low'], 1)} to {percent(plain['high'], 1)}</td></tr>"
+    ]
     for step in result["steps"]:
         score, added = step["nested"], step["added"]
         name = chain_title({**result["ensemble"], "steps": [step["step"]]})
@@ -162,8 +182,10 @@ def _steps(result: Mapping[str, Any]) -> str:
             f"<td>{difference(added)}</td><td class='left'>{added['verdict']}</td>"
             f"<td>{step['n_changed']}</td><td>{optimism}</td></tr>"
         )
+    aim = " at the target's class frequencies" if result["target"] else ""
     return (
-        '<h2>Step by step</h2><div class="scroll"><table><tr><th>after</th><th>hF_strict</th>'
+        f"<h2>Step by step{aim}</h2>"
+        '<div class="scroll"><table><tr><th>after</th><th>hF_strict</th>'
         '<th>95 % interval</th><th>added to the step before</th><th class="left">verdict</th>'
         f"<th>clips changed</th><th>optimism</th></tr>{''.join(body)}</table></div>"
     )

@@ -151,6 +151,13 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
         for name, faults in result["left_out"].items():
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             lines.append(f"member {name!r} diverged and is left out: {faults[0]}{more}")
+        if result["on_their_word"]:
+            lines.append(
+                "imported without folds, so out of fold on their word: "
+                + ", ".join(result["on_their_word"])
+            )
+        if result["weights_are_given"]:
+            lines.append("the weights are given: whoever chose them may have seen these clips")
         if result["unseen"]:
             named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
             lines.append(f"tested but not in the training clips: {named}")

@@ -25,7 +25,15 @@ from bsdkit.store.files import atomic_h5, open_h5
 from bsdkit.train.member import MemberModel, MemberResult
 from bsdkit.train.plan import MemberPlan
 
-__all__ = ["load_member", "load_models", "load_pairs", "member_key", "save_member", "save_pairs"]
+__all__ = [
+    "copy_models",
+    "load_member",
+    "load_models",
+    "load_pairs",
+    "member_key",
+    "save_member",
+    "save_pairs",
+]
 
 
 @functools.cache
@@ -148,6 +156,27 @@ def load_models(folder: Path) -> tuple[MemberModel, ...]:
         CorruptStore: a file is missing or damaged.
     """
     return _load_models(folder)[0]
+
+
+def copy_models(source: Path, target: Path, fold: int) -> None:
+    """Copies the models of one fold of the member that `save_member` wrote, and nothing else.
+
+    Raises:
+        CorruptStore: a file is missing or damaged.
+    """
+    from safetensors.numpy import save_file
+
+    prefix = f"fold{fold}."
+    models = [model for model in _load_models(source)[0] if model.fold == fold]
+    tensors = {
+        f"{prefix}seed{m.seed}.{name}": np.ascontiguousarray(array)
+        for m in models
+        for name, array in m.state.items()
+    }
+    target.mkdir(parents=True)
+    save_file(tensors, target / "weights.safetensors")
+    described = [{"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist()} for m in models]
+    (target / "models.json").write_text(json.dumps({"models": described, "faults": []}) + "\n")
 
 
 def _load_models(folder: Path) -> tuple[tuple[MemberModel, ...], tuple[str, ...]]:

@@ -338,23 +338,23 @@ def test_decoding_against_loops(taxonomy: Taxonomy) -> None:
     p = rng.dirichlet(np.full(n, 0.5), 200)
     p[100:] = rng.integers(1, 5, (100, n)) / 8  # ties, exact in binary
     credit = taxonomy.credit(0.375)
-    found = {how: decode(p, how, taxonomy) for how in ("argmax", "family-first", "expected-hF")}
+    found = {how: decode(p, how, taxonomy) for how in ("argmax", "family_first", "expected_hF")}
     for i, row in enumerate(p):
         assert found["argmax"][i] == np.flatnonzero(row == row.max())[0]
         families = [row[taxonomy.family_of == f].sum() for f in range(len(taxonomy.families))]
         family = families.index(max(families))
         inside = [c for c in range(n) if taxonomy.family_of[c] == family]
-        assert found["family-first"][i] == max(inside, key=lambda c: row[c])
+        assert found["family_first"][i] == max(inside, key=lambda c: row[c])
         expected = [sum(row[true] * credit[true, c] for true in range(n)) for c in range(n)]
-        assert expected[found["expected-hF"][i]] == pytest.approx(max(expected), abs=1e-12)
+        assert expected[found["expected_hF"][i]] == pytest.approx(max(expected), abs=1e-12)
         if i >= 100:
-            assert found["expected-hF"][i] == expected.index(max(expected))
+            assert found["expected_hF"][i] == expected.index(max(expected))
     for how, whole in found.items():
         assert [decode(row[None], how, taxonomy)[0] for row in p] == whole.tolist()
     if taxonomy is BST:
         assert len({tuple(v) for v in found.values()}) == 3  # they do differ
     else:
-        assert (found["expected-hF"] == found["argmax"]).all()
+        assert (found["expected_hF"] == found["argmax"]).all()
 
 
 def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
@@ -364,14 +364,10 @@ def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> Non
     file = tmp_path / "ensemble.json"
 
     def steps() -> object:
-        recipe = Recipe.model_construct(
-            ensemble=type(Recipe.model_fields["ensemble"].get_default(call_default_factory=True))(
-                method="frozen", file=str(file)
-            ),
-            calibrate="none",
-            rerank=None,
-            adjust=None,
-        )
+        member = {"head": "linear", "features": "x"}
+        said = {"members": {"a": member, "b": member}, "name": "r", "store": "s"}
+        frozen = {"method": "frozen", "file": str(file)}
+        recipe = Recipe.model_validate({**said, "ensemble": frozen})
         return chain_steps(recipe, ("a", "b"))[0].options.frozen  # type: ignore[attr-defined]
 
     for text in (None, "[1, 2]", "a: [", "a: many", '{"members": ["a"], "weights": [1, 2]}', "5"):

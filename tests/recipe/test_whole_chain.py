@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import yaml
 
 from bsdkit.dataset import Clips
 from bsdkit.recipe.artifacts import load_run
-from bsdkit.recipe.rehearse import copy_without_labels
+from bsdkit.recipe.rehearse import copy_for_fold
 from bsdkit.store import Store
 from bsdkit.store.clips_table import read_clips
 from bsdkit.store.feature import read_feature, write_feature
@@ -26,6 +27,7 @@ FIRST = """
 name: first
 store: {store}
 split: group
+folds: 3
 members:
   near: {{head: knn, features: [aisfx, minilm]}}
   text: {{head: linear, features: minilm}}
@@ -41,9 +43,9 @@ members:
   foreign: {{imported: theirs.near}}
 calibrate: temperature
 ensemble: {{method: greedy, rounds: 8}}
-rerank: {{rounds: 8, leaves: 7, min_rows: 10, tau: 0.0, cross_tau: 0.05}}
+rerank: {{rounds: 8, leaves: 7, min_rows: 10, tau: 0, cross_tau: 0.05, similarity: theirs.near}}
 adjust: {{tau: tune}}
-decode: expected-hF
+decode: expected_hF
 target: balanced
 """
 
@@ -111,7 +113,7 @@ def metrics_of(place: Path) -> dict:  # type: ignore[type-arg]
 def test_the_run_says_what_each_step_added(place: Path) -> None:
     metrics = metrics_of(place)
     steps = metrics["steps"]
-    names = ["calibrate", "ensemble", "rerank", "adjust", "decode expected-hF"]
+    names = ["calibrate", "ensemble", "rerank", "adjust", "decode expected_hF"]
     assert [step["step"] for step in steps] == metrics["ensemble"]["steps"] == names
     nested = metrics["ensemble"]["nested"]
     assert steps[-1]["nested"] == nested["at_target"]
@@ -129,17 +131,28 @@ def test_the_run_says_what_each_step_added(place: Path) -> None:
 
 
 def test_what_the_fresh_process_gets_has_no_labels(place: Path, tmp_path: Path) -> None:
-    run = load_run(place / "runs/whole")
-    copy_without_labels(run, Store(place / "dev"), run.folds(), tmp_path)
-    names = sorted(
-        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()
-    )
+    run, store = load_run(place / "runs/whole"), Store(place / "dev")
+    rows = np.flatnonzero(run.folds() == 1)
+    copy_for_fold(run, store, 1, rows, tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.is_symlink()]
+    names = {str(path.relative_to(tmp_path)) for path in files}
     assert not [name for name in names if "oof" in name or "predictions" in name]
-    assert (tmp_path / "run/metrics.json").read_text().strip() == "{}"
     for table in ("run/clips.h5", "store/clips.h5"):
         clips = read_clips(tmp_path / table)
-        assert set(clips.labels.tolist()) == {-1} and set(clips.uploader) == {""}
-        assert np.isnan(clips.confidence).all()
+        assert clips.ids.tolist() == run.clips.ids[rows].tolist()
+        assert set(clips.labels.tolist()) == {-1} and np.isnan(clips.confidence).all()
+        told = (clips.uploader, clips.title, clips.tags, clips.description, clips.licence)
+        assert set(np.concatenate(told)) == {""}
+    # nor has any model or step met the fold's clips: they are those of this fold alone
+    copied = load_run(tmp_path / "run")
+    for name in run.counting:
+        if name != "foreign":
+            assert {model.fold for model in copied.models(name)} == {1}
+    chain = json.loads((place / "runs/whole/chain.json").read_text())
+    assert copied.chain.to_dict()["steps"] == chain["folds"][1]["steps"]
+    assert json.loads((tmp_path / "run/chain.json").read_text())["folds"] == []
+    assert "666" not in (tmp_path / "run/metrics.json").read_text()
 
 
 def test_check_equals_the_run_and_notices_a_changed_store(place: Path, tmp_path: Path) -> None:
@@ -152,7 +165,7 @@ def test_check_equals_the_run_and_notices_a_changed_store(place: Path, tmp_path:
     result = bsdkit_here("check", place / "runs/whole", "--store", lied)
     assert result.returncode == 0, result.stderr
     score = metrics_of(place)["ensemble"]["nested"]["hF_strict"]["value"]
-    assert "666 clips predicted without labels" in result.stdout
+    assert "666 clips of the group folds predicted without labels" in result.stdout
     assert f"hF_strict {100 * score:.2f}" in result.stdout and "equal to" in result.stdout
     # one clip's embedding changes behind the run's back
     changed = tmp_path / "dev"
@@ -209,12 +222,18 @@ def test_a_submission_is_accepted_and_a_broken_one_is_not(place: Path, tmp_path:
     run = load_run(place / "runs/whole")
     assert set(counted) == set(run.counting) and counted["foreign"] == 2_000_000
     backbones = 4_300_000  # at least: aiSFX and MiniLM together have far more
-    assert meta["system"]["complexity"]["total_parameters"] > sum(counted.values()) + backbones
     scores = meta["results"]["development_datasets"]["bsd10k-v1.2"]["overall"]
     assert scores["hF"] == pytest.approx(
         metrics_of(place)["ensemble"]["nested"]["hF"]["value"], abs=1e-6
     )
-    assert meta["system"]["description"]["ensemble_method"] == "all steps"
+    described = meta["system"]["description"]
+    assert "forward selection" in described["ensemble_method"]
+    assert "expected credit" in described["hierarchical_setting"]
+    assert described["data_augmentation"] is None
+    assert "666 clips of" in result.stderr and "which has 10956" in result.stderr
+    trees = sum(3 * int(n) - 2 for n in re.findall(r"num_leaves=(\d+)", run.chain.steps[2].model))  # type: ignore[attr-defined]
+    total = meta["system"]["complexity"]["total_parameters"]
+    assert trees > 100 and total > sum(counted.values()) + trees + backbones
     # without authors it is written, and not ready
     result = bsdkit_here("submit", *runs, *common, *label)
     assert result.returncode == 2 and "TO FILL" in result.stderr
@@ -261,18 +280,19 @@ def test_what_cannot_be_embedded_gets_the_fallback_by_name(place: Path, tmp_path
         (("method: greedy", "caps: {'x*': 0.5}, method: greedy"), "'x\\*', which no member"),
         (("method: greedy, rounds: 8", "method: frozen, weights: {tekst: 1}"), "name 'tekst'"),
         (("method: greedy, rounds: 8", "method: frozen, file: nothing.json"), "nothing.json: No"),
-        (("leaves: 7,", "leaves: 7, similarity: minilm,"), "minilm has 384 columns"),
+        (("similarity: theirs.near", "similarity: minilm"), "minilm has 384 columns"),
+        (("method: greedy, rounds: 8", "method: frozen, file: {runs}/first/ensemble.json"),
+         "fitted on 666 of these clips"),
         (("include: first.yaml", "include: whole2.yaml"), "includes .*whole2.yaml, which"),
     ],
 )  # fmt: skip
 def test_a_chain_that_cannot_run_says_why(
     place: Path, tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
-    import re
-
     shutil.copy(place / "first.yaml", tmp_path)
     path = tmp_path / "whole2.yaml"
-    path.write_text((place / "whole.yaml").read_text().replace(*change))
+    text = (place / "whole.yaml").read_text().replace(*change)
+    path.write_text(text.replace("{runs}", str(place / "runs")))
     result = bsdkit_here("fit", path, "--runs", place / "runs")
     assert result.returncode == 2 and re.search(message, result.stderr), result.stderr
     assert len(result.stderr.strip().splitlines()[-1]) < 400
