@@ -417,6 +417,8 @@ def predict_command(
     from bsdkit.store.probabilities import export_probabilities
     from bsdkit.store.store import Store
 
+    if probabilities is not None and probabilities.resolve() == out.resolve():
+        raise DatasetError(f"--out and --probabilities are both {out}; give two files")
     loaded = load_run(run)
     if store is None and data is None:
         raise DatasetError("give --store DIR (with embeddings), --data DIR (with sounds), or both")

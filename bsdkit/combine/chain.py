@@ -364,8 +364,8 @@ def nested(
         )
     if learning and len(np.unique(fold[everything])) < 2:
         raise RecipeError(
-            f"one fold only is tested, so no other fold can teach the step {learning[0]!r}; leave "
-            "it out, or write ensemble: {method: mean}"
+            "one fold only is tested, so no other fold can teach what learns here: "
+            f"{', '.join(learning)}; write ensemble: {{method: mean}} and leave out the rest"
         )
     shared = [k for k in range(n_folds) if len(sets[k]) in (0, len(everything))]
     jobs = {k: rows for k, rows in enumerate(sets) if k not in shared}

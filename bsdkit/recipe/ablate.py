@@ -277,7 +277,7 @@ def _predictions(
         clips,
         task.split,
         members,
-        similarity=bench.similarity(feature) if feature else None,
+        similarity=bench.similarity(feature, [task.split]) if feature else None,
         n_jobs=bench.n_jobs,
     )
     tuned = combined.stages[-1].in_sample[rows]

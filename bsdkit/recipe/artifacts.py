@@ -17,7 +17,7 @@ from bsdkit.combine.chain import Chain
 from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError
 from bsdkit.predictions import write_predictions
-from bsdkit.recipe.results import ProtocolResult
+from bsdkit.recipe.results import ProtocolResult, ids_digest
 from bsdkit.recipe.schema import Recipe
 from bsdkit.report.page import write_page
 from bsdkit.store.clips_table import read_clips, write_clips
@@ -58,6 +58,7 @@ def write_run(
                 "split": recipe.split[0],
                 "members": headline.metrics["ensemble"]["members"],
                 "weights": list(headline.chains.chain.ensemble.weights),
+                "clips": ids_digest(clips.ids[headline.split.tested]),
             },
         )
         _write_json(
@@ -171,8 +172,12 @@ def load_run(folder: Path | str) -> Run:
         metrics = json.loads((folder / "metrics.json").read_text())
         ensemble = json.loads((folder / "ensemble.json").read_text())
         data = json.loads((folder / "chain.json").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        for part, key in ((metrics["protocols"], ensemble["split"]), (facts, "features")):
+            part[key]  # each file must hold what the others lean on
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, KeyError):
+            reason = f"its files lack {reason}"
         if isinstance(error, FileNotFoundError):
             reason = f"it has no {Path(error.filename).name}"
         raise RecipeError(

@@ -20,8 +20,10 @@ from bsdkit.train.plan import Inputs
 __all__ = [
     "check_folds",
     "check_imported",
+    "folds_of",
     "imported_member",
     "imported_probabilities",
+    "is_imported",
     "similarity_of",
 ]
 
@@ -30,14 +32,20 @@ def check_folds(info: FeatureInfo, ids: Iterable[str], split: Split) -> None:
     """Refuses imported probabilities whose own folds are known and cross the split's.
 
     A model of theirs that met clips of one of our folds would bring these clips' labels into the
-    probabilities of that fold's other clips.
+    probabilities of that fold's other clips. Features that are nobody's probabilities pass.
 
     Raises:
         RecipeError: see above.
     """
-    theirs = read_folds(info.path)
+    theirs = folds_of(info)
     if theirs is None:
         return
+    seen = [str(c) for c, k in zip(ids, split.fold, strict=True) if k >= 0 and theirs.get(c, 0) < 0]
+    if seen:
+        raise RecipeError(
+            f"{info.feature} has fold -1 for {len(seen)} clips that are tested, e.g. {seen[0]}: "
+            "its models were trained on them, so what they say of them is worth nothing here"
+        )
     pairs = {
         (theirs[clip], int(k))
         for clip, k in zip(ids, split.fold, strict=True)
@@ -51,13 +59,23 @@ def check_folds(info: FeatureInfo, ids: Iterable[str], split: Split) -> None:
         )
 
 
+def folds_of(info: FeatureInfo) -> dict[str, int] | None:
+    """The fold of each clip under which imported probabilities were made; None if unknown."""
+    return read_folds(info.path) if is_imported(info) else None
+
+
+def is_imported(info: FeatureInfo) -> bool:
+    """Whether a feature holds class probabilities of models trained elsewhere."""
+    return bool(info.spec.get("backbone") == IMPORTED_PROBABILITIES)
+
+
 def check_imported(info: FeatureInfo, taxonomy: Taxonomy) -> None:
     """Refuses a feature that holds no class probabilities, or those of other classes.
 
     Raises:
         RecipeError: see above.
     """
-    if info.spec.get("backbone") != IMPORTED_PROBABILITIES:
+    if not is_imported(info):
         raise RecipeError(
             f"{info.feature} holds embeddings, not class probabilities; give the member a head and "
             f"features: {info.feature}, or bring probabilities in with bsdkit import"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, HeadError, IncompleteStore, RecipeError
-from bsdkit.recipe.imported import check_folds, check_imported, imported_member, similarity_of
+from bsdkit.recipe.imported import (
+    check_folds,
+    check_imported,
+    folds_of,
+    imported_member,
+    is_imported,
+    similarity_of,
+)
 from bsdkit.recipe.schema import Recipe
-from bsdkit.splits import make_split, shared_groups
+from bsdkit.splits import Split, make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.probabilities import read_folds
 from bsdkit.store.store import Features, Store
 from bsdkit.train.member import (
     MemberResult,
@@ -204,8 +210,9 @@ class Workbench:
             for name in wave:
                 plan = plans[name]
                 self.inputs(plan)
+                for feature in plan.features:
+                    check_folds(self.infos[feature], self.store.clips.ids, task.split)
                 if plan.is_imported:
-                    check_folds(self.infos[plan.features[0]], self.store.clips.ids, task.split)
                     results[name] = imported_member(self.inputs(plan), task.split)
                     continue
                 keys[name] = self._key(plan, task, keys, folds)
@@ -222,25 +229,28 @@ class Workbench:
                     results[name] = results[next(w for w in waiting if keys[w] == keys[name])]
         return {name: results[name] for name in plans}
 
-    def on_their_word(self, plans: Mapping[str, MemberPlan]) -> list[str]:
-        """Imported members of whose models nobody knows which clips they were trained on."""
+    def on_their_word(self) -> list[str]:
+        """Imported features of whose models nobody knows which clips they were trained on."""
         return [
-            name
-            for name, plan in plans.items()
-            if plan.is_imported and read_folds(self.infos[plan.features[0]].path) is None
+            feature
+            for feature, info in self.infos.items()
+            if is_imported(info) and folds_of(info) is None
         ]
 
-    def similarity(self, feature: str) -> npt.NDArray[np.float64]:
+    def similarity(self, feature: str, splits: Iterable[Split]) -> npt.NDArray[np.float64]:
         """How near each clip's metadata are to each class, [n_clips, n_classes]; NaN if missing.
 
         Raises:
-            RecipeError: the feature has another number of columns than there are classes.
+            RecipeError: the feature has another number of columns than there are classes, or holds
+                probabilities that were made on other folds than one of the splits.
         """
         expect = {f: e for f, e in self.recipe.expect.items() if f == feature}
         features = self.store.features([feature], expect)
         _check_finite(features, self.store)
         self.infos |= features.infos
         self.n_missing[feature] = int(features.is_missing.sum())
+        for split in splits:
+            check_folds(features.infos[feature], self.store.clips.ids, split)
         return similarity_of(feature, features, len(self.store.clips.taxonomy))
 
     def _folder(self, key: str) -> Path:

@@ -50,7 +50,7 @@ class Rehearsal:
         n_clips: clips predicted.
         split: under whose folds.
         differing: ids of clips whose class or score is not the one that the run wrote.
-        on_their_word: imported members whose models may have seen any clip, for all that the
+        on_their_word: imported features whose models may have seen any clip, for all that the
             store knows.
         hF: of the rehearsed predictions, the organisers' score.
         hF_strict: the same, a class that is never predicted counting 0.
@@ -103,7 +103,8 @@ def rehearse(run: Run, store: Store, *, n_jobs: int | None = None) -> Rehearsal:
     lost = [str(i) for i in ids[tested] if i not in rehearsed]
     if lost:
         raise RecipeError(f"the rehearsal predicted nothing for {len(lost)} clips: {lost[0]}")
-    differing = tuple(str(i) for i in ids[tested] if rehearsed[i] != written.get(i))
+    differing = [str(i) for i in ids[tested] if rehearsed[i] != written.get(i)]
+    differing += [clip for clip in written if clip not in rehearsed]
     taxonomy = run.clips.taxonomy
     predicted = taxonomy.encode([rehearsed[i][0] for i in ids[tested]])
     scores = evaluate(labels[tested], predicted, taxonomy, warn=False)
@@ -111,8 +112,8 @@ def rehearse(run: Run, store: Store, *, n_jobs: int | None = None) -> Rehearsal:
     return Rehearsal(
         n_clips=len(tested),
         split=run.split,
-        differing=differing,
-        on_their_word=tuple(protocol["on_their_word"]),
+        differing=tuple(differing),
+        on_their_word=tuple(protocol.get("on_their_word", ())),
         hF=scores["hF"],
         hF_strict=scores["hF_strict"],
         claimed=protocol["ensemble"]["nested"]["hF_strict"]["value"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +14,14 @@ from bsdkit.combine.chain import Nested
 from bsdkit.splits import Split
 from bsdkit.train.member import MemberResult
 
-__all__ = ["ProtocolResult"]
+__all__ = ["ProtocolResult", "ids_digest"]
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """A hash of clip ids, in whatever order: what weights were fitted on."""
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -86,13 +86,14 @@ def fit_recipe(
     plans = {name: member_plan(name, recipe) for name in recipe.members}
     for plan in plans.values():  # what a store lacks is said before anything else
         bench.inputs(plan)
-    similarity = bench.similarity(recipe.similarity) if recipe.similarity else None
+    tasks = {protocol: bench.task(protocol) for protocol in recipe.split}
+    splits = [task.split for task in tasks.values()]
+    similarity = bench.similarity(recipe.similarity, splits) if recipe.similarity else None
     objective_of(recipe, clips.taxonomy)  # and what it says of later steps, too
     chain_steps(recipe, tuple(recipe.ensemble_members), clips.ids)
-    on_their_word = bench.on_their_word(plans)
     results: dict[str, ProtocolResult] = {}
     for protocol in recipe.split:
-        task = bench.task(protocol)
+        task = tasks[protocol]
         members = bench.train(plans, task)
         say(f"combining and scoring, {protocol} folds")
         results[protocol] = score_protocol(
@@ -101,7 +102,7 @@ def fit_recipe(
             task.split,
             members,
             similarity=similarity,
-            on_their_word=on_their_word,
+            on_their_word=bench.on_their_word(),
             n_jobs=bench.n_jobs,
         )
     metrics = {

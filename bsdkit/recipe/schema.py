@@ -496,7 +496,9 @@ class Recipe(BaseModel):
 
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
-        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100))
+        said = self.model_dump(mode="json")
+        said = {k: v for k, v in said.items() if v is not None or k not in ("rerank", "adjust")}
+        return str(yaml.safe_dump(said, sort_keys=False, width=100))
 
 
 class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
@@ -527,6 +529,12 @@ def load_recipe(path: Path | str) -> Recipe:
     """
     path = Path(path)
     data = _included(path, ())
+    for key in ("rerank", "adjust"):
+        if key in data and data[key] is None:
+            raise RecipeError(
+                f"{path}: {key} has nothing after it; write {key}: {{}} for its defaults, or take "
+                "the line out"
+            )
     return recipe_from({"name": path.stem, **data}, str(path))
 
 
@@ -608,8 +616,12 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
         found: Any = data
         for part in first["loc"][:-1]:
             found = found[part]
+        if "import" in found:
+            return f"{where!r} is missing; write imported: for import:"
         close = difflib.get_close_matches(place[-1], list(found), n=1)
         return f"{where!r} is missing" + (f"; is {close[0]!r} meant to be it?" if close else "")
+    if first["type"] in ("model_type", "dict_type"):
+        return f"{where} is {first['input']!r}, expected parts with names, {where}: {{...}}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{where}: {message}" if where else message

@@ -22,7 +22,7 @@ from bsdkit.combine.rerank import RerankOptions
 from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.metrics import bootstrap, compare, evaluate, spread
-from bsdkit.recipe.results import ProtocolResult
+from bsdkit.recipe.results import ProtocolResult, ids_digest
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import Split, shared_groups
 from bsdkit.store.clips_table import read_clips
@@ -172,6 +172,12 @@ def chain_steps(recipe: Recipe, names: tuple[str, ...], ids: Iterable[str] = ())
     return steps
 
 
+_SEEN = (
+    "the weights in {path} were fitted on {n} of these clips, so their score would not be out of "
+    "fold; write the method that found them instead (its members are not trained again)"
+)
+
+
 def _weights_in(path: Path, ids: Iterable[str]) -> dict[str, float]:
     """Weights by member: a plain mapping, or the members and weights of a run's ensemble.json."""
     if (path.parent / "clips.h5").is_file():
@@ -179,16 +185,17 @@ def _weights_in(path: Path, ids: Iterable[str]) -> dict[str, float]:
             np.array(list(ids), str), read_clips(path.parent / "clips.h5").ids.astype(str)
         )
         if known.any():
-            raise RecipeError(
-                f"the weights in {path} were fitted on {int(known.sum())} of these clips, so their "
-                "score would not be out of fold; write the method that found them instead (its "
-                "members are not trained again)"
-            )
+            raise RecipeError(_SEEN.format(path=path, n=int(known.sum())))
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and {"members", "weights"} <= set(data):
+            fitted_on = data.get("clips")
+            if fitted_on and fitted_on == ids_digest(ids):
+                raise RecipeError(_SEEN.format(path=path, n="all"))
             data = dict(zip(data["members"], data["weights"], strict=True))
         return {str(name): float(weight) for name, weight in data.items()}
+    except RecipeError:
+        raise
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "not a mapping of members to weights"
         raise RecipeError(
@@ -278,7 +285,7 @@ def score_protocol(
         split: the folds.
         members: results by name.
         similarity: what the reranker may know of the clips' metadata [n_clips, n_classes].
-        on_their_word: imported members of which nobody knows the folds.
+        on_their_word: imported features of which nobody knows the folds.
         n_jobs: processes.
 
     Raises:
@@ -329,7 +336,7 @@ def score_protocol(
         "target": None if target.target is None else list(target.target),
         "members": scored,
         "left_out": combined.left_out,
-        "on_their_word": [name for name in combined.names if name in on_their_word],
+        "on_their_word": list(on_their_word),
         "weights_are_given": recipe.ensemble.method == "frozen",
         "best_member": best,
         "plain_mean": scores(plain),

@@ -166,32 +166,38 @@ def submit(
     ids = tuple(store.clips.ids) if ids_file is None else read_ids(ids_file)
     folder = out if out.name == "task1" else out / "task1"
     wanted = set(ids)
-    fallback, partial, trained_on, developed_on = {}, {}, {}, {}
-    for number, run in enumerate(runs, 1):
-        name = f"{label}_{number}"
-        files = system_files(folder, name)
-        files.output.parent.mkdir(parents=True, exist_ok=True)
-        prediction = predict_run(run, store)
-        position = {str(clip): i for i, clip in enumerate(prediction.ids)}
-        missing = [clip for clip in ids if clip not in position]
-        extra = [clip for clip in position if clip not in wanted]
+    names = [f"{label}_{number}" for number in range(1, len(runs) + 1)]
+    files = {name: system_files(folder, name) for name in names}
+    predictions = {}
+    for name, run in zip(names, runs, strict=True):  # all of it, before anything is written
+        prediction = predictions[name] = predict_run(run, store)
+        known = set(prediction.ids.astype(str))
+        missing = [clip for clip in ids if clip not in known]
+        extra = sorted(known - wanted)
         if missing or extra:
             raise DatasetError(
                 f"{ids_file} has {len(ids)} ids; {store.path} lacks {len(missing)} of them"
                 + (f" ({', '.join(missing[:3])})" if missing else "")
-                + (f" and has {len(extra)} others ({', '.join(extra[:3])})" if extra else "")
+                + (
+                    f" and has {len(extra)} others ({', '.join(sorted(extra)[:3])})"
+                    if extra
+                    else ""
+                )
                 + "; embed the whole evaluation set with bsdkit extract"
             )
+    developed_on = {}
+    for name, run in zip(names, runs, strict=True):
+        prediction = predictions[name]
+        position = {str(clip): i for i, clip in enumerate(prediction.ids)}
         order = [position[clip] for clip in ids]
+        files[name].output.parent.mkdir(parents=True, exist_ok=True)
         write_output(
-            files.output,
+            files[name].output,
             ids,
             [prediction.labels[i] for i in order],
             [float(prediction.scores[i]) for i in order],
         )
-        write_metadata(files.meta, describe_system(run, name, about), run.clips.taxonomy)
-        fallback[name], partial[name] = prediction.fallback, prediction.partial
-        trained_on[name] = len(prediction.trained_on)
+        write_metadata(files[name].meta, describe_system(run, name, about), BST)
         developed_on[name] = ""
         if len(run.clips) != BSD10K_CLIPS:
             developed_on[name] = (
@@ -199,7 +205,14 @@ def submit(
                 f"those on {DEVELOPMENT}, which has {BSD10K_CLIPS}"
             )
     findings = check_submission(folder, ids, BST)
-    return Submission(folder, findings, fallback, partial, trained_on, developed_on)
+    return Submission(
+        folder,
+        findings,
+        {name: p.fallback for name, p in predictions.items()},
+        {name: p.partial for name, p in predictions.items()},
+        {name: len(p.trained_on) for name, p in predictions.items()},
+        developed_on,
+    )
 
 
 def describe_system(run: Run, label: str, about: About) -> System:

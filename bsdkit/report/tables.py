@@ -151,6 +151,11 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
         for name, faults in result["left_out"].items():
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             lines.append(f"member {name!r} diverged and is left out: {faults[0]}{more}")
+        if result["n_without_prediction"]:
+            lines.append(
+                f"{result['n_without_prediction']} of {result['n_tested']} clips have no input of "
+                "any member and got the class shares of their training clips"
+            )
         if result["on_their_word"]:
             lines.append(
                 "imported without folds, so out of fold on their word: "

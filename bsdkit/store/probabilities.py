@@ -444,6 +444,12 @@ def import_probabilities(
         raise StoreError(f"feature name {name!r}: expected letters, digits and . _ + - alone")
     if parameters is not None and not (math.isfinite(parameters) and parameters >= 0):
         raise StoreError(f"parameters: {parameters} million; expected a number of at least 0")
+    for other in store.infos():
+        if other.feature == name and other.spec.get("backbone") != IMPORTED_PROBABILITIES:
+            raise StoreError(
+                f"{store.path} has a feature {name!r} of {other.spec.get('backbone')}; give the "
+                "probabilities another name (--name)"
+            )
     clips = store.clips
     found = read_probabilities(path, clips.taxonomy)
     if form is not None and form != found.form:

@@ -116,7 +116,7 @@ class Store:
             known = nearest(name, {info.feature for info in self.infos()})
             command = (
                 f"; embed it with bsdkit extract --backbone {name.split('.')[0]} --data DIR "
-                f"--store {self.path}"
+                f"--store {self.path}, or bring others' probabilities in with bsdkit import"
             )
             raise IncompleteStore(
                 f"{self.path} has no feature {name!r}: {known}"

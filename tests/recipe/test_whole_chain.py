@@ -17,6 +17,7 @@ import yaml
 
 from bsdkit.dataset import Clips
 from bsdkit.recipe.artifacts import load_run
+from bsdkit.recipe.predict import out_of_fold
 from bsdkit.recipe.rehearse import copy_for_fold
 from bsdkit.store import Store
 from bsdkit.store.clips_table import read_clips
@@ -271,6 +272,36 @@ def test_what_cannot_be_embedded_gets_the_fallback_by_name(place: Path, tmp_path
     assert row.endswith(f"{run.prior[np.argmax(run.prior)]:.6f}") or "expected" in run.recipe.decode
 
 
+def test_probabilities_that_cheat_are_refused_or_named(place: Path, tmp_path: Path) -> None:
+    """As inputs of a head and as similarity they are looked at as closely as members are."""
+    store = tmp_path / "dev"
+    shutil.copytree(place / "dev", store)
+    runs = ("--runs", tmp_path)
+    assert bsdkit_here("export", place / "runs/first", "--out", tmp_path / "o.npz").returncode == 0
+    whole = np.load(tmp_path / "o.npz")
+    for name, fold in (("seen", np.full(666, -1)), ("silent", None), ("other", np.arange(666) % 3)):
+        arrays = {key: whole[key] for key in ("ids", "probabilities", "classes")}
+        np.savez(tmp_path / f"{name}.npz", **arrays, **({} if fold is None else {"fold": fold}))
+        words = ("import", tmp_path / f"{name}.npz", "--store", store)
+        assert bsdkit_here(*words).returncode == 0
+    text = (place / "first.yaml").read_text().replace(str(place / "dev"), str(store))
+    head = text.replace("features: minilm", "features: FEATURE")
+    similarity = (
+        text + "rerank: {rounds: 2, min_rows: 5, tau: 1, cross_tau: 1, similarity: FEATURE}\n"
+    )
+    for recipe in (head, similarity):
+        for feature, message in (("other", "made on other folds than"), ("seen", "has fold -1")):
+            (tmp_path / "r.yaml").write_text(recipe.replace("FEATURE", feature))
+            result = bsdkit_here("fit", tmp_path / "r.yaml", *runs)
+            assert result.returncode == 2 and message in result.stderr, result.stderr
+    (tmp_path / "r.yaml").write_text(similarity.replace("FEATURE", "silent"))
+    result = bsdkit_here("fit", tmp_path / "r.yaml", *runs)
+    assert result.returncode == 0, result.stderr
+    assert "out of fold on their word: silent" in result.stdout
+    result = bsdkit_here("import", tmp_path / "other.npz", "--store", store, "--name", "aisfx")
+    assert result.returncode == 2 and "has a feature 'aisfx' of aisfx" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -283,6 +314,7 @@ def test_what_cannot_be_embedded_gets_the_fallback_by_name(place: Path, tmp_path
         (("similarity: theirs.near", "similarity: minilm"), "minilm has 384 columns"),
         (("method: greedy, rounds: 8", "method: frozen, file: {runs}/first/ensemble.json"),
          "fitted on 666 of these clips"),
+        (("rerank: {", "rerank:\nadjst: {"), "rerank has nothing after it|unknown key 'adjst'"),
         (("include: first.yaml", "include: whole2.yaml"), "includes .*whole2.yaml, which"),
     ],
 )  # fmt: skip
@@ -306,3 +338,42 @@ def test_folds_of_imported_probabilities_must_not_cross(place: Path, tmp_path: P
     result = bsdkit_here("fit", path, "--runs", place / "runs")
     assert result.returncode == 2
     assert "theirs.near was made on other folds than the stratified ones" in result.stderr
+
+
+def test_ablations_judge_the_steps_of_a_single_member_too(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    text = (place / "first.yaml").read_text()
+    path.write_text(text.replace("name: first", "name: one") + "target: {fx-o: 2, m-si: 1}\n")
+    alone = ("--vary", "ensemble.members=[near]", "--vary", "calibrate=none,isotonic")
+    result = bsdkit_here("ablate", path, *alone, "--runs", place / "runs", "--markdown")
+    assert result.returncode == 0, result.stderr
+    rows = {line.split("|")[1].strip(): line.split("|") for line in result.stdout.splitlines()}
+    plain = next(row for name, row in rows.items() if "calibrate=none" in name)
+    calibrated = next(row for name, row in rows.items() if "calibrate=isotonic" in name)
+    assert plain[2] != calibrated[2], result.stdout
+    other = tmp_path / "other.yaml"
+    other.write_text(text.replace("name: first", "name: other"))
+    result = bsdkit_here("ablate", path, other, "--runs", place / "runs")
+    assert result.returncode == 2 and "has target: None" in result.stderr
+
+
+def test_out_of_fold_leaves_out_what_the_chain_could_not_see(place: Path, tmp_path: Path) -> None:
+    store = tmp_path / "dev"
+    shutil.copytree(place / "dev", store)
+    info = Store(store).info("minilm")
+    rows = read_feature(info.path)
+    rows.state[[2, 9]], rows.reasons[2] = 1, "gone"
+    write_feature(info.path, "minilm", info.spec, rows, {})
+    path = tmp_path / "partial.yaml"
+    path.write_text(
+        f"store: {store}\nsplit: group\nfolds: 3\nmissing: skip\nmembers:\n"
+        "  text: {head: linear, features: minilm}\n  near: {head: knn, features: aisfx}\n"
+        "ensemble: {method: frozen, weights: {text: 1}}\n"
+    )
+    result = bsdkit_here("fit", path, "--runs", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "the weights are given" in result.stdout
+    run = load_run(tmp_path / "partial")
+    lacking = np.flatnonzero(np.isnan(out_of_fold(run)[:, 0]))
+    assert lacking.tolist() == [2, 9]
+    assert bsdkit_here("check", tmp_path / "partial").returncode == 0

@@ -203,6 +203,8 @@ def search_space(
     spaces = [*said.items(), *asked.items()]
     owners = {key: key.split(".")[1] for key, _ in spaces if re.match(r"members\.[^.]+\.", key)}
     member = _member(recipe, member, set(owners.values()))
+    if recipe.members[member].imported:
+        raise RecipeError(f"member {member!r} is imported, so it has no settings to tune here")
     for key, owner in owners.items():
         if owner != member:
             raise RecipeError(f"{key} is a setting of {owner!r}, but {member!r} is to be tuned")
