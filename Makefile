@@ -38,6 +38,7 @@ demo: setup ## the main job on real sounds: fetch, embed, train, score, report (
 		$(BIN)/bsdkit starter data/demo --manifest recipes/starter/demo.csv; \
 		$(BIN)/bsdkit extract --data data/demo; \
 		$(BIN)/bsdkit fit recipes/demo.yaml; \
+		$(BIN)/bsdkit check runs/demo; \
 	else set -ex; : "no apt here to fetch sounds with: fitting the committed starter embeddings"; \
 		$(BIN)/bsdkit fit recipes/starter.yaml; \
 	fi

@@ -215,8 +215,11 @@ def fit_command(
     from bsdkit.report.tables import print_fit
 
     note = _console(stderr=True)
+    loaded = load_recipe(recipe)
+    if loaded.description:  # where tune says what its settings were chosen on
+        note.print(f"{loaded.name}: {loaded.description}", style="dim")
     result = fit_recipe(
-        load_recipe(recipe),
+        loaded,
         runs,
         device=device,
         reuse=not fresh,
@@ -381,6 +384,12 @@ def label_quality_command(
             trained_on=training_clips(loaded, member),
             method=method,
             rank_by=rank_by,
+        )
+    if loaded.recipe.adjust is not None and not member:
+        typer.echo(
+            "judged by probabilities that are shifted to other class frequencies (adjust); "
+            "--member NAME judges by one member's own",
+            err=True,
         )
     write_label_issues(out, quality)
     print_label_quality(_console(), quality, n_top=top, min_clips=min_clips)

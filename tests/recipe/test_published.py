@@ -112,4 +112,4 @@ def test_a_member_that_knows_one_folds_labels_gains_nothing(method: str) -> None
     assert known_after <= known_before + 0.002
     assert after <= before + 0.0015
     if method in ("greedy", "weights"):  # selected on its own clips it would look splendid
-        assert tuned_after > tuned_before + 0.03
+        assert tuned_after > tuned_before + 0.01

@@ -281,7 +281,7 @@ def finished_run(folder: Path, clips: Clips, members: dict[str, object]) -> Run:
     recipe = Recipe.model_validate({"name": "r", "store": "s", "members": members})
     chain = Chain(("ensemble",), (Averaging(Ensemble("weights", (1.0, 0.0))),))
     prior = np.full(4, 0.25)
-    return Run(folder, recipe, {}, {}, clips, "official", ("one", "two"), chain, prior, ())
+    return Run(folder, recipe, {}, {}, clips, "official", ("one", "two"), chain, prior)
 
 
 def test_out_of_fold_has_no_fallback(tmp_path: Path) -> None:
