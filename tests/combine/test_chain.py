@@ -209,7 +209,7 @@ def test_one_tested_fold_teaches_nothing() -> None:
     evidence, labels, _ = clips()
     fold = np.where(np.arange(180) < 60, 1, -1)
     for steps, name in (([average("weights")], "ensemble"), (full_chain("mean"), "calibrate")):
-        with pytest.raises(RecipeError, match=f"one fold only .* the step '{name}'; ") as error:
+        with pytest.raises(RecipeError, match=f"one fold only .* learns here: .*{name}") as error:
             nested(steps, evidence, labels, fold, 3, Objective(SMALL))
         assert "\n" not in str(error.value)
     nobody = Evidence(np.full_like(evidence.members, np.nan))

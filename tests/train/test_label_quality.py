@@ -281,7 +281,8 @@ def finished_run(folder: Path, clips: Clips, members: dict[str, object]) -> Run:
     recipe = Recipe.model_validate({"name": "r", "store": "s", "members": members})
     chain = Chain(("ensemble",), (Averaging(Ensemble("weights", (1.0, 0.0))),))
     prior = np.full(4, 0.25)
-    return Run(folder, recipe, {}, {}, clips, "official", ("one", "two"), chain, prior)
+    metrics = {"protocols": {"official": {"left_out": {}}}}
+    return Run(folder, recipe, {}, metrics, clips, "official", ("one", "two"), chain, prior)
 
 
 def test_out_of_fold_has_no_fallback(tmp_path: Path) -> None:
@@ -290,7 +291,8 @@ def test_out_of_fold_has_no_fallback(tmp_path: Path) -> None:
     one, two = np.full((4, 4), 0.25), np.full((4, 4), 0.25)
     one[[1, 2]], two[[1, 3]] = np.nan, np.nan
     with h5py.File(tmp_path / "oof.h5", "w") as file:
-        file["official/ensemble_nested"] = np.full((4, 4), 0.25)  # clip 1 has the fallback
+        file["official/ensemble_nested"] = np.full((4, 4), 0.25)
+        file["official/is_fallback"] = [False, True, False, False]
         file["official/members/one"], file["official/members/two"] = one, two
     run = finished_run(tmp_path, clips, members)
     assert np.isnan(out_of_fold(run)[:, 0]).tolist() == [False, True, False, False]
