@@ -475,7 +475,7 @@ def check_command(
         ),
     ] = None,
 ) -> None:
-    """Predict a run's own clips anew, in a process without labels; must equal what it wrote."""
+    """Predict a run's own clips anew, in processes without labels; must equal what it wrote."""
     from bsdkit.recipe.artifacts import load_run
     from bsdkit.recipe.rehearse import rehearse
     from bsdkit.report.tables import percent

@@ -42,14 +42,13 @@ METHODS: tuple[Method, ...] = ("mean", "weights", "greedy", "subsets", "stacking
 """All weights equal; found by TPE; forward selection; the best subset; least log loss; given."""
 
 MOST_SUBSETS = 100_000
-"""Subsets that `subsets` tries at most: some 20 s."""
+"""Subsets that `subsets` tries at most."""
 
 _FLOOR = 1e-6
 """Probabilities are clipped here before a logarithm, so that no member alone can veto a class."""
 
 _CANDIDATES = 4
-"""Points that TPE draws for a trial. With its usual 24 the search takes twice as long, and found
-no better weights of 42 systems."""
+"""Points that TPE draws for a trial; most of a trial is Optuna's time, which grows with them."""
 
 _STUDY = 100
 """Trials of one TPE study. Its time grows with its history, so a long search is a chain of
