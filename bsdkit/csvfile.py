@@ -1,16 +1,18 @@
-"""CSV files read strictly: a broken one is refused with the line, never read by guessing."""
+"""CSV files read strictly, by line and never by guessing, and files that are written whole."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import io
+import os
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bsdkit.errors import BsdkitError, DatasetError
 
-__all__ = ["read_csv_rows", "whole_number"]
+__all__ = ["lines_of_ids", "read_csv_rows", "whole_number", "write_csv_rows", "write_whole"]
 
 _MOST_DIGITS = 30  # Python refuses thousands of them with an error of its own
 _LONGEST_FIELD = 1 << 24  # a description may be long; the csv module stops at 128 KiB
@@ -70,6 +72,68 @@ def read_csv_rows(
                 "a field with a comma must be quoted"
             )
     return header, rows
+
+
+def lines_of_ids(path: Path, rows: Iterable[tuple[int, str]], column: str) -> dict[str, int]:
+    """The line of each clip id, in the order of the file.
+
+    Args:
+        path: the file, for messages.
+        rows: (line number, id).
+        column: what the file calls the ids, for messages.
+
+    Raises:
+        DatasetError: an id is empty or stands twice; the message names the line.
+    """
+    lines: dict[str, int] = {}
+    for line, clip in rows:
+        if not clip:
+            raise DatasetError(f"{path} line {line}: empty {column}")
+        if clip in lines:
+            raise DatasetError(
+                f"{path} line {line}: id {clip!r} stands already on line {lines[clip]}"
+            )
+        lines[clip] = line
+    return lines
+
+
+def write_whole(path: Path, data: bytes, *, with_folders: bool = False) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Args:
+        path: the file.
+        data: all of it.
+        with_folders: whether the folders above it are made too.
+
+    Raises:
+        DatasetError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if with_folders:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DatasetError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_csv_rows(
+    path: Path, rows: Iterable[Sequence[object]], *, with_folders: bool = False
+) -> None:
+    """Writes a CSV file, the header first, with lines that end in a line feed; see `write_whole`.
+
+    Raises:
+        DatasetError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(path, text.getvalue().encode(), with_folders=with_folders)
 
 
 def whole_number(text: str) -> int | None:

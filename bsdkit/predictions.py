@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.csvfile import read_csv_rows
+from bsdkit.csvfile import lines_of_ids, read_csv_rows, write_csv_rows
 from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, UnknownClass
 from bsdkit.taxonomy import Taxonomy
@@ -72,18 +70,12 @@ def _column(
             f"{path} has the columns {', '.join(header) or 'none'}; expected "
             f"{ids[0]} and {names[0]}"
         )
-    values: dict[str, str] = {}
-    lines: dict[str, int] = {}
-    for line, fields in rows:
-        clip = fields[header.index(id_column)].strip()
-        if not clip:
-            raise DatasetError(f"{path} line {line}: empty {id_column}")
-        if clip in values:
-            raise DatasetError(
-                f"{path} line {line}: id {clip!r} stands already on line {lines[clip]}"
-            )
-        values[clip] = fields[header.index(value_column)].strip()
-        lines[clip] = line
+    clips = [(line, fields[header.index(id_column)].strip()) for line, fields in rows]
+    lines = lines_of_ids(path, clips, id_column)
+    position = header.index(value_column)
+    values = {
+        clip: fields[position].strip() for (_, clip), (_, fields) in zip(clips, rows, strict=True)
+    }
     return values, lines
 
 
@@ -159,22 +151,12 @@ def write_predictions(
     Raises:
         DatasetError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     header = [
         "sound_id",
         *(["ground_truth"] if truth is not None else []),
         "prediction",
         "prediction_score",
     ]
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            columns = [ids, truth, labels, scores] if truth is not None else [ids, labels, scores]
-            for *row, score in zip(*columns, strict=True):
-                writer.writerow([*row, f"{score:.6f}"])
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    written = [f"{score:.6f}" for score in scores]
+    columns = [ids, *([truth] if truth is not None else []), labels, written]
+    write_csv_rows(path, [header, *zip(*columns, strict=True)])

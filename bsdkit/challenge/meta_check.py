@@ -15,6 +15,7 @@ import yaml
 
 from bsdkit.challenge.findings import Findings
 from bsdkit.challenge.metadata import DEVELOPMENT, SCORES, TO_FILL
+from bsdkit.challenge.resources import is_known_to_be_allowed
 from bsdkit.errors import nearest
 from bsdkit.taxonomy import Taxonomy
 
@@ -252,7 +253,8 @@ def _check_system_part(meta: _Meta) -> None:
 
 
 def _check_resource(meta: _Meta, place: Place) -> None:
-    if meta.at((*place, "predates_cut_off")) is True or meta.at((*place, "has_freesound")) is False:
+    known = (meta.at((*place, fact)) for fact in ("predates_cut_off", "has_freesound"))
+    if is_known_to_be_allowed(*known):
         return
     meta.warning(
         place,

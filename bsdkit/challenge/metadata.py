@@ -17,8 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from bsdkit.challenge.output import replace_text
 from bsdkit.challenge.resources import BackboneUse, Resource
+from bsdkit.csvfile import write_whole
 from bsdkit.taxonomy import BST, Taxonomy
 
 __all__ = [
@@ -123,7 +123,6 @@ class System:
         datasets: external data sets that heads were trained on.
         resources: external resources that are no backbone, such as a language model that
             wrote priors.
-        noisy_scores: on BSD35k-CS, or None.
         rerank_parameters: numbers that a step after the members found, such as a reranker's trees.
     """
 
@@ -143,7 +142,6 @@ class System:
     source_code: str = ""
     datasets: tuple[ExternalDataset, ...] = ()
     resources: tuple[Resource, ...] = ()
-    noisy_scores: Mapping[str, object] | None = None
     rerank_parameters: int = 0
 
 
@@ -203,7 +201,7 @@ def write_metadata(path: Path, system: System, taxonomy: Taxonomy = BST) -> None
             {section: content}, sort_keys=False, allow_unicode=True, width=1 << 30
         )
         lines += ["", *body.splitlines()] if lines else body.splitlines()
-    replace_text(path, "\n".join(lines) + "\n")
+    write_whole(path, ("\n".join(lines) + "\n").encode(), with_folders=True)
 
 
 def describe(system: System, taxonomy: Taxonomy = BST) -> dict[str, dict[str, object]]:
@@ -212,9 +210,6 @@ def describe(system: System, taxonomy: Taxonomy = BST) -> dict[str, dict[str, ob
     complexity: dict[str, object] = {"total_parameters": count.total, "MACS": macs(system)}
     if count.unknown:
         complexity["not_counted"] = list(count.unknown)
-    noisy: dict[str, object] = {"overall": _three(system.noisy_scores or {})}
-    if system.noisy_scores is not None:
-        noisy["class_wise"] = _class_wise(system.noisy_scores, taxonomy)
     clean = {
         "overall": _three(system.scores),
         "class_wise": _class_wise(system.scores, taxonomy),
@@ -238,7 +233,7 @@ def describe(system: System, taxonomy: Taxonomy = BST) -> dict[str, dict[str, ob
         },
         "results": {
             "protocol": system.protocol or None,
-            "development_datasets": {DEVELOPMENT: clean, NOISY: noisy},
+            "development_datasets": {DEVELOPMENT: clean, NOISY: {"overall": _three({})}},
         },
     }
 

@@ -10,13 +10,12 @@ import csv
 import difflib
 import io
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bsdkit.challenge.findings import Findings
-from bsdkit.csvfile import read_csv_rows
+from bsdkit.csvfile import lines_of_ids, read_csv_rows, write_csv_rows
 from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, nearest
 from bsdkit.taxonomy import Taxonomy
@@ -26,7 +25,6 @@ __all__ = [
     "check_output",
     "examine_output",
     "read_ids",
-    "replace_text",
     "write_output",
 ]
 
@@ -52,16 +50,8 @@ def read_ids(path: Path) -> tuple[str, ...]:
         raise DatasetError(
             f"{path} has the columns {', '.join(header) or 'none'}; expected anonymous_id"
         )
-    lines: dict[str, int] = {}
-    for line, fields in rows:
-        clip = fields[header.index(column)].strip()
-        if not clip:
-            raise DatasetError(f"{path} line {line}: empty {column}")
-        if clip in lines:
-            raise DatasetError(
-                f"{path} line {line}: id {clip!r} stands already on line {lines[clip]}"
-            )
-        lines[clip] = line
+    position = header.index(column)
+    lines = lines_of_ids(path, [(line, f[position].strip()) for line, f in rows], column)
     if not lines:
         raise DatasetError(f"{path} has no rows; expected one for each evaluation clip")
     return tuple(lines)
@@ -86,9 +76,7 @@ def write_output(
             file cannot be written.
     """
     rows = _rows([str(i) for i in ids], [str(c) for c in labels], [float(s) for s in scores])
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
-    replace_text(path, text.getvalue())
+    write_csv_rows(path, [COLUMNS, *rows], with_folders=True)
 
 
 def _rows(ids: list[str], labels: list[str], scores: list[float]) -> list[tuple[str, str, str]]:
@@ -109,26 +97,6 @@ def _rows(ids: list[str], labels: list[str], scores: list[float]) -> list[tuple[
             raise DatasetError(f"the score of clip {clip!r} is {score}, expected 0 to 1")
         rows.append((clip, label, written.removeprefix("-")))
     return rows
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file that appears whole.
-
-    Raises:
-        DatasetError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_output(path: Path, ids: Sequence[str], taxonomy: Taxonomy) -> Findings:

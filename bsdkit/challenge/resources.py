@@ -15,7 +15,14 @@ from dataclasses import dataclass, replace
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.registry import backbone_classes
 
-__all__ = ["CUT_OFF", "BackboneUse", "Resource", "backbone_uses", "resource_of"]
+__all__ = [
+    "CUT_OFF",
+    "BackboneUse",
+    "Resource",
+    "backbone_uses",
+    "is_known_to_be_allowed",
+    "resource_of",
+]
 
 CUT_OFF = datetime.date(2025, 4, 1)
 """From this day on, training on sounds of Freesound is not allowed."""
@@ -63,7 +70,12 @@ class Resource:
     @property
     def is_allowed(self) -> bool | None:
         """Whether the rule on external resources allows it; None for unknown."""
-        return True if self.predates_cut_off or self.has_freesound is False else None
+        return is_known_to_be_allowed(self.predates_cut_off, self.has_freesound) or None
+
+
+def is_known_to_be_allowed(predates_cut_off: object, has_freesound: object) -> bool:
+    """The rule on external resources, of facts that may be unknown: older, or without Freesound."""
+    return predates_cut_off is True or has_freesound is False
 
 
 _LAION = "LAION-Audio-630K (with Freesound), AudioSet"

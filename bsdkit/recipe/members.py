@@ -204,6 +204,7 @@ class Workbench:
             StoreError: a feature or an extra store is missing, stale or incomplete.
         """
         results: dict[str, MemberResult] = {}
+        imported: dict[tuple[str, ...], MemberResult] = {}
         keys: dict[str, str] = {}
         for wave in training_waves(plans):
             waiting: list[str] = []
@@ -212,8 +213,10 @@ class Workbench:
                 self.inputs(plan)
                 for feature in plan.features:
                     check_folds(self.infos[feature], self.store.clips.ids, task.split)
-                if plan.is_imported:
-                    results[name] = imported_member(self.inputs(plan), task.split)
+                if plan.is_imported:  # one array, however many variants name it
+                    if plan.features not in imported:
+                        imported[plan.features] = imported_member(self.inputs(plan), task.split)
+                    results[name] = imported[plan.features]
                     continue
                 keys[name] = self._key(plan, task, keys, folds)
                 saved = self._folder(keys[name])

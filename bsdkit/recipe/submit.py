@@ -190,7 +190,6 @@ def submit(
         prediction = predictions[name]
         position = {str(clip): i for i, clip in enumerate(prediction.ids)}
         order = [position[clip] for clip in ids]
-        files[name].output.parent.mkdir(parents=True, exist_ok=True)
         write_output(
             files[name].output,
             ids,

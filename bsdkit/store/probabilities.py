@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import math
-import os
 import re
 import zipfile
 import zlib
@@ -24,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.csvfile import read_csv_rows, whole_number
+from bsdkit.csvfile import read_csv_rows, whole_number, write_whole
 from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import CorruptStore, DatasetError, IncompleteStore, StoreError, nearest
 from bsdkit.predictions import PREDICTION_COLUMNS
@@ -34,6 +33,7 @@ from bsdkit.store.feature import (
     OK,
     FeatureRows,
     feature_path,
+    read_info,
     write_feature,
 )
 from bsdkit.store.files import open_h5, read_strings
@@ -444,7 +444,7 @@ def import_probabilities(
         raise StoreError(f"feature name {name!r}: expected letters, digits and . _ + - alone")
     if parameters is not None and not (math.isfinite(parameters) and parameters >= 0):
         raise StoreError(f"parameters: {parameters} million; expected a number of at least 0")
-    for other in store.infos():
+    for other in map(read_info, sorted(store.path.glob(f"{name}-*.h5"))):
         if other.feature == name and other.spec.get("backbone") != IMPORTED_PROBABILITIES:
             raise StoreError(
                 f"{store.path} has a feature {name!r} of {other.spec.get('backbone')}; give the "
@@ -596,7 +596,7 @@ def export_probabilities(
         data = text.getvalue().encode()
         if suffix == ".csv.gz":
             data = _gzip(data)
-    _write(path, data)
+    write_whole(path, data)
 
 
 def _gzip(data: bytes) -> bytes:
@@ -605,14 +605,3 @@ def _gzip(data: bytes) -> bytes:
     with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as stream:
         stream.write(data)
     return file.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)

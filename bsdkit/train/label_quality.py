@@ -24,9 +24,7 @@ lists is right as it was, and its suggestions are worse.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.csvfile import write_csv_rows
 from bsdkit.dataset import Clips
 from bsdkit.errors import DatasetError
 
@@ -464,26 +463,17 @@ def write_label_issues(path: Path, quality: LabelQuality) -> None:
         DatasetError: the file cannot be written.
     """
     clips, tree = quality.clips, quality.clips.taxonomy
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     given, suggested = tree.decode(clips.labels), tree.decode(quality.suggested)
     is_issue = quality.is_issue
-    header = ["id", "uploader", "label", "suggested", "self_confidence", "margin", "is_issue"]
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(header)
-            for row, clip in enumerate(clips.ids):
-                judged = ["", "", "", ""]
-                if quality.is_judged[row]:
-                    judged = [
-                        suggested[row],
-                        f"{quality.self_confidence[row]:.6f}",
-                        f"{quality.margin[row]:.6f}",
-                        str(int(is_issue[row])),
-                    ]
-                writer.writerow([clip, clips.uploader[row], given[row], *judged])
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DatasetError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    rows = [["id", "uploader", "label", "suggested", "self_confidence", "margin", "is_issue"]]
+    for row, clip in enumerate(clips.ids):
+        judged = ["", "", "", ""]
+        if quality.is_judged[row]:
+            judged = [
+                suggested[row],
+                f"{quality.self_confidence[row]:.6f}",
+                f"{quality.margin[row]:.6f}",
+                str(int(is_issue[row])),
+            ]
+        rows.append([clip, clips.uploader[row], given[row], *judged])
+    write_csv_rows(path, rows)
