@@ -17,6 +17,7 @@
     |-- BackboneError                   a backbone that cannot be used
     |   |-- UnknownBackbone (KeyError)  no backbone has this name
     |   `-- BackboneUnavailable         its package or its weights are missing
+    |-- PriorError                      class priors or summaries that cannot be made
     |-- DeviceError                     a device that torch cannot use
     |-- HeadError (ValueError)          a head that cannot be made or fitted
     `-- RecipeError (ValueError)        a recipe that cannot be run
@@ -42,6 +43,7 @@ __all__ = [
     "HeadError",
     "IncompleteStore",
     "MissingAudio",
+    "PriorError",
     "RecipeError",
     "SplitError",
     "StaleStore",
@@ -125,6 +127,10 @@ class UnknownBackbone(BackboneError, KeyError):
 
 class BackboneUnavailable(BackboneError):
     """The package or the weights of a backbone are missing."""
+
+
+class PriorError(BsdkitError):
+    """Class priors or summaries that cannot be made from the metadata."""
 
 
 class DeviceError(BsdkitError):

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from bsdkit.dataset import read_dataset
 from bsdkit.errors import DatasetError
-from bsdkit.text import TEMPLATES, build_texts, get_template
+from bsdkit.taxonomy import BST, Taxonomy
+from bsdkit.text import (
+    TEMPLATES,
+    build_texts,
+    class_words,
+    get_template,
+    mask_words,
+    masked,
+    named_classes,
+    template_name,
+    with_texts,
+)
 
 DEFAULT = next(iter(TEMPLATES.values()))
 
@@ -97,3 +108,46 @@ def test_texts_are_in_row_order(tmp_path: Path) -> None:
     path.write_text("id,title,tags,description\n9,b.wav,,x\n1,a.wav,t,\n5,,,\n")
     clips, _ = read_dataset(path)
     assert build_texts(clips, get_template("title-tags-description")) == ["b. x", "a. t", "a sound"]
+
+
+def test_class_words_are_cut_out_whole_with_their_plurals() -> None:
+    words = class_words(BST)
+    assert {"vehicle", "piano", "speech", "animal"} <= set(words)
+    assert not {"and", "other", "a", "s"} & set(words)
+    cut = masked(get_template("title-tags-description"), BST)
+    assert cut.describe() != DEFAULT.describe()
+    text = cut.build("Piano_solo-Vehicles.wav", "animals,dog, SPEECHES", "A pianola, pianos; rain")
+    assert text == "dog. A pianola, ; rain"
+    assert cut.build("Speech", "speech", "") == "a sound"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.sampled_from([*class_words(BST), "dog", "rain", "-", ",", "_"]), max_size=12))
+def test_no_class_word_is_left(parts: list[str]) -> None:
+    text = mask_words(" ".join(parts), class_words(BST))
+    assert not named_classes([text], BST).any()
+    assert text.count("dog") == parts.count("dog")
+
+
+def test_a_text_says_which_classes_it_names() -> None:
+    own = Taxonomy.flat(["dog", "big cat", "a"])
+    named = named_classes(["Dogs bark", "a catalogue", "cats and dog_house"], own)
+    assert named.tolist() == [[True, False, False], [False, False, False], [True, True, False]]
+
+
+def test_names_of_templates_are_known_by_what_a_spec_says() -> None:
+    for name, template in TEMPLATES.items():
+        assert template_name(template.describe()) == name
+    usual = get_template("title-tags-description")
+    assert template_name(masked(usual, BST).describe()) == "masked"
+    texts = with_texts(usual, {"1": "A dog."}, "summary.gpt-5.4@0123456789ab")
+    assert template_name(texts.describe()) == "summary"
+    assert template_name("something else") == template_name("") == ""
+
+
+def test_texts_stand_for_metadata_where_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / "clips.csv"
+    path.write_text("sound_id,class,title,tags,description\n1,m-sp,b,t,x\n2,m-si,a,t,\n")
+    clips, _ = read_dataset(path)
+    template = with_texts(get_template("title-tags-description"), {"2": "Two."}, "summary.m@0")
+    assert build_texts(clips, template) == ["b. t. x", "Two."]

@@ -59,6 +59,10 @@ class FeatureRows:
         offsets: [n + 1] rows of `segments`: clip i has offsets[i] to offsets[i + 1].
         fold: fold numbers [n], for imported out-of-fold probabilities: the fold whose models
             gave the row. None for everything else.
+        other: the share of a class prior [n] that went to no class, NaN where unknown; None for
+            everything else.
+        replies: the replies [n] of the language model that the rows were read from, unchanged;
+            None for everything else.
     """
 
     ids: npt.NDArray[np.object_]
@@ -69,6 +73,8 @@ class FeatureRows:
     segments: npt.NDArray[np.floating] | None = None
     offsets: npt.NDArray[np.int64] | None = None
     fold: npt.NDArray[np.int64] | None = None
+    other: npt.NDArray[np.float32] | None = None
+    replies: npt.NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         """The number of clips."""
@@ -91,6 +97,8 @@ class FeatureRows:
             segments,
             offsets,
             None if self.fold is None else self.fold[rows],
+            None if self.other is None else self.other[rows],
+            None if self.replies is None else self.replies[rows],
         )
 
     @staticmethod
@@ -102,7 +110,11 @@ class FeatureRows:
             lengths = [np.diff(p.offsets) for p in parts if p.offsets is not None]
             offsets = np.zeros(sum(map(len, lengths)) + 1, np.int64)
             np.cumsum(np.concatenate(lengths), out=offsets[1:])
-        folds = [p.fold for p in parts if p.fold is not None]
+
+        def column(name: str) -> npt.NDArray[Any] | None:
+            found = [getattr(p, name) for p in parts]
+            return None if any(c is None for c in found) else np.concatenate(found)
+
         return FeatureRows(
             np.concatenate([p.ids for p in parts]),
             np.concatenate([p.source_sha256 for p in parts]),
@@ -111,11 +123,13 @@ class FeatureRows:
             np.concatenate([p.embedding for p in parts]),
             segments,
             offsets,
-            np.concatenate(folds) if len(folds) == len(parts) else None,
+            column("fold"),
+            column("other"),
+            column("replies"),
         )
 
     def checksum(self) -> str:
-        """The sha256 of the ids, states, sources, numbers and folds."""
+        """The sha256 of all columns but the reasons."""
         digest = hashlib.sha256()
         for strings in (self.ids, self.source_sha256):
             digest.update("\n".join(strings.tolist()).encode())
@@ -124,8 +138,12 @@ class FeatureRows:
         if self.segments is not None and self.offsets is not None:
             digest.update(np.ascontiguousarray(self.segments).data)
             digest.update(np.ascontiguousarray(self.offsets).data)
-        if self.fold is not None:
-            digest.update(np.ascontiguousarray(self.fold).data)
+        for column in (self.fold, self.other):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).data)
+        if self.replies is not None:
+            for reply in self.replies:
+                digest.update(hashlib.sha256(str(reply).encode()).digest())
         return digest.hexdigest()
 
 
@@ -205,6 +223,10 @@ def write_feature(
             file.create_dataset("offsets", data=rows.offsets)
         if rows.fold is not None:
             file.create_dataset("fold", data=rows.fold)
+        if rows.other is not None:
+            file.create_dataset("other", data=rows.other)
+        if rows.replies is not None:
+            write_texts(file, "reply", rows.replies.tolist())
 
 
 def _write_matrix(
@@ -284,4 +306,6 @@ def read_feature(path: Path, *, with_segments: bool = False) -> FeatureRows:
             segments=read_rows(file["segments"]) if has_segments else None,
             offsets=file["offsets"][()] if has_segments else None,
             fold=file["fold"][()] if "fold" in file else None,
+            other=file["other"][()] if "other" in file else None,
+            replies=read_texts(file, "reply") if "reply" in file else None,
         )

@@ -6,10 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-__all__ = ["Spec", "canonical", "first_difference", "spec_hash"]
+__all__ = ["PRIOR", "Spec", "canonical", "first_difference", "is_prior", "spec_hash"]
 
 Spec = Mapping[str, object]
 """Every fact that changes an embedding's numbers, as JSON types."""
+
+PRIOR = "prior"
+"""The ``kind`` in the spec of class probabilities from metadata or a language model, and the first
+part of such a feature's name. A clip without a row has no prior, which heads see as zeros."""
+
+
+def is_prior(spec: Spec) -> bool:
+    """Whether a feature of that spec is a class prior."""
+    return spec.get("kind") == PRIOR
 
 
 def canonical(spec: Spec) -> str:

@@ -15,9 +15,12 @@ from bsdkit.errors import IncompleteStore, StaleStore, StoreError, nearest
 from bsdkit.location import as_location
 from bsdkit.store.clips_table import read_clips, same_table, write_clips
 from bsdkit.store.feature import OK, FeatureInfo, read_embedding, read_info
-from bsdkit.store.specs import Spec, first_difference
+from bsdkit.store.specs import PRIOR, Spec, first_difference
+from bsdkit.text import TEMPLATES, template_name
 
 __all__ = ["Features", "Store"]
+
+_USUAL_TEMPLATE = next(iter(TEMPLATES))
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Features:
     arrays: dict[str, npt.NDArray[np.float32]]
     is_missing: npt.NDArray[np.bool_]
     infos: dict[str, FeatureInfo]
+
+
+def _template_of(spec: Spec) -> str:
+    return template_name(str(spec.get("text_template", "")))
 
 
 class Store:
@@ -101,8 +108,9 @@ class Store:
         """The feature file of that name.
 
         Args:
-            feature: a name such as ``clap.audio``, or with the first digits of the spec's
-                hash, ``clap.audio@1f3a``, where a store holds several specs of it.
+            feature: a name such as ``clap.audio``. Where a store holds several specs of it, with
+                the first digits of the spec's hash, ``clap.audio@1f3a``, or with the name of the
+                text template, ``minilm@summary``; without either, the usual template's is meant.
             expect: fields of the spec that must hold; may be partial.
 
         Raises:
@@ -118,11 +126,14 @@ class Store:
                 f"; embed it with bsdkit extract --backbone {name.split('.')[0]} --data DIR "
                 f"--store {self.path}, or bring others' probabilities in with bsdkit import"
             )
+            if name.startswith(PRIOR + "."):
+                command = f"; make it with bsdkit priors --store {self.path} (see its --help)"
             raise IncompleteStore(
                 f"{self.path} has no feature {name!r}: {known}"
                 + ("" if known.startswith("did you") else command)
             )
         matching = [info for info in found if info.spec_hash.startswith(prefix)]
+        matching = matching or [info for info in found if _template_of(info.spec) == prefix]
         if not matching:
             hashes = ", ".join(f"{name}@{info.spec_hash[:12]}" for info in found)
             raise StaleStore(f"{self.path} has no {feature!r}, only {hashes}")
@@ -138,6 +149,10 @@ class Store:
                     f"embed it again with bsdkit extract --backbone {name.split('.')[0]} "
                     f"--data DIR --store {self.path}"
                 )
+        if len(matching) > 1 and not prefix:
+            # other templates are variants; the plain name stays what it was before they came
+            usual = [info for info in matching if _template_of(info.spec) in ("", _USUAL_TEMPLATE)]
+            matching = usual if len(usual) == 1 else matching
         if len(matching) > 1:
             first, second = matching[:2]
             difference = first_difference(second.spec, first.spec)
