@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench bench-extract ablations published starter clean
+.PHONY: help setup demo test test-all lint type bench bench-extract ablations priors published starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +37,7 @@ demo: setup ## the main job on real sounds: fetch, embed, train, score, report (
 	@if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then set -ex; \
 		$(BIN)/bsdkit starter data/demo --manifest recipes/starter/demo.csv; \
 		$(BIN)/bsdkit extract --data data/demo; \
+		$(BIN)/bsdkit priors --data data/demo; \
 		$(BIN)/bsdkit fit recipes/demo.yaml; \
 		$(BIN)/bsdkit check runs/demo; \
 	else set -ex; : "no apt here to fetch sounds with: fitting the committed starter embeddings"; \
@@ -68,6 +69,12 @@ ablations: setup ## every head, loss and way of using noisy labels beside the st
 		$(BIN)/bsdkit ablate recipes/ablations/base.yaml recipes/ablations/$$group-*.yaml --markdown || exit; \
 		echo; done
 
+priors: setup ## what a prior from metadata adds on the starter, as input, member and for the reranker
+	@for base in audio starter; do echo "## $$base"; echo; \
+		$(BIN)/bsdkit ablate recipes/priors/$$base.yaml recipes/priors/$$base-*.yaml \
+			--judge ensemble --markdown || exit; echo; done
+	@$(BIN)/bsdkit prior-audit cache/starter
+
 published: setup ## every way of combining 42 published systems (recipes/bsd10k-published/README.md)
 	@$(BIN)/bsdkit ablate recipes/bsd10k-published/mean.yaml \
 		$(filter-out %/mean.yaml,$(wildcard recipes/bsd10k-published/*.yaml)) --markdown
@@ -78,6 +85,8 @@ starter: setup ## build the starter sounds and embed them into cache/starter and
 	$(BIN)/bsdkit extract --data data/starter
 	$(BIN)/bsdkit extract --data data/starter --backbone efficientat. --compress
 	$(BIN)/bsdkit extract --data data/starter-noisy
+	$(BIN)/bsdkit priors --store cache/starter
+	$(BIN)/bsdkit priors --store cache/starter --mask-class-words
 
 clean: ## remove what can be made again, but no data, store or run
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

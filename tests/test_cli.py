@@ -223,7 +223,7 @@ def test_two_machines_and_a_merge(extracted: Path, sounds: Path, tmp_path: Path)
     options = ["--backbone", "minilm", "--data", sounds, "--shard-clips", 20]
     stores = [tmp_path / "one", tmp_path / "two"]
     for i, store in enumerate(stores, start=1):
-        done = bsdkit("extract", *options, "--store", store, "--shard", f"{i}/2")
+        done = bsdkit_here("extract", *options, "--store", store, "--shard", f"{i}/2")
         assert done.returncode == 0, done.stderr
         assert "left to other shards" in done.stderr
     assert "clips are in no shard" in one_line(bsdkit_here("store", "merge", stores[0]))

@@ -28,6 +28,7 @@ __all__ = [
     "IntArray",
     "Kind",
     "Precision",
+    "Question",
     "check_sha256",
     "file_sha256",
     "state_digest",
@@ -114,6 +115,19 @@ class BackboneSpec:
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about any clip, for outputs that say how likely each answer is.
+
+    Attributes:
+        words: the question, with nothing of a clip in it.
+        answers: all answers, in the order of the output's columns.
+    """
+
+    words: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class BackboneOptions:
     """What a user may choose about a backbone.
 
@@ -123,6 +137,7 @@ class BackboneOptions:
         text_template: description of the text template, for text outputs.
         dtype: number type in the store.
         precision: number type of the model's matrix products; front ends stay in float32.
+        question: what is asked about each clip, for backbones that can answer; None for nothing.
     """
 
     argument: str = ""
@@ -130,6 +145,7 @@ class BackboneOptions:
     text_template: str = ""
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "float32"
+    question: Question | None = None
 
 
 class Backbone(ABC):

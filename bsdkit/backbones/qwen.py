@@ -10,6 +10,9 @@ sharded checkpoint. ``prompt`` reads the whole model: the language model's last 
 the last token of a prompt that holds the clip and the text of its metadata. The clip's states
 are put between the tokens of the prompt by hand; no processor is involved, which could take a
 prompt for text alone and say so only in a warning.
+
+``prior``, which is there when the options hold a question, reads the language head too: the
+log-likelihood of each answer after a prompt that holds the question, the clip and its text.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bsdkit.backbones.answers import answer_log_likelihoods, plain_cache, repeated
 from bsdkit.backbones.base import (
     Backbone,
     BackboneOptions,
@@ -56,9 +60,11 @@ MAX_TEXT_TOKENS = 512
 INSTALL = "pip install 'transformers>=5'"
 
 _SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-_WORDS = "The uploader's text about this sound: {text}\nIn one word, this sound is:"
+_TEXT = "The uploader's text about this sound: {text}"
+_WORDS = _TEXT + "\nIn one word, this sound is:"
 # beside the audio tower and the language model in a checkpoint; no output depends on them
-_UNUSED = {"talker", "token2wav", "code2wav", "visual", "lm_head"}
+_UNUSED = {"talker", "token2wav", "code2wav", "visual"}
+_HEAD = "lm_head"
 
 
 def log_mel(audio: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
@@ -137,6 +143,13 @@ class _Qwen(Backbone):
     prompt: ClassVar[str]
     """The words around ``{audio}``, the clip, and ``{text}``."""
 
+    question_prompt: ClassVar[str]
+    """The words around ``{question}``, ``{audio}`` and ``{text}``; an answer follows."""
+
+    answer_form: ClassVar[tuple[str, str]]
+    """What stands before and after an answer. The end is a token of its own, and counts: else
+    an answer would never be less likely than a longer one that begins with it."""
+
     markers: ClassVar[tuple[str, str, str]]
     """Tokens that begin a clip, stand for it and end it; each must be one token."""
 
@@ -147,7 +160,10 @@ class _Qwen(Backbone):
         super().__init__(options)
         self.files = ShardedFiles(self.model, self.options.weights, self.name)
         self._is_from_files = False
-        self._digests: dict[bool, str] = {}
+        self._digests: dict[str, str] = {}
+        if self.options.question is not None:
+            self.outputs = {**self.outputs, "prior": "prompt"}  # type: ignore[misc]
+            self.extra_outputs = self.extra_outputs | {"prior"}  # type: ignore[misc]
 
     def missing(self) -> str:
         """See `Backbone.missing`; what the hub has is not missing."""
@@ -190,17 +206,21 @@ class _Qwen(Backbone):
         parts.audio_tower = getattr(importlib.import_module(module), name)(config.audio_config)
         return parts
 
-    def _digest(self, is_prompt: bool) -> str:
+    def _digest(self, output: str) -> str:
         """Hex digest of the tensors that an output depends on; the same on every device."""
-        if is_prompt in self._digests:
-            return self._digests[is_prompt]
+        part = output if output in ("prompt", "prior") else "tower"
+        if part in self._digests:
+            return self._digests[part]
         if self.device and not self._is_from_files:
-            modules = [self._tower, self._projector, self._language_model if is_prompt else None]
+            modules = [self._tower, self._projector]
+            modules += [self._language_model] if part != "tower" else []
+            modules += [self._language_head] if part == "prior" else []
             joined = "".join(state_digest(module) for module in modules if module is not None)
-            self._digests[is_prompt] = hashlib.sha256(joined.encode()).hexdigest()
+            self._digests[part] = hashlib.sha256(joined.encode()).hexdigest()
         else:
-            self._digests[is_prompt] = self.files.digest(_used_name if is_prompt else _tower_name)
-        return self._digests[is_prompt]
+            name_of = {"tower": _tower_name, "prompt": _used_name, "prior": _name_with_head}
+            self._digests[part] = self.files.digest(name_of[part])
+        return self._digests[part]
 
     def load(self, device: str) -> None:
         """See `Backbone.load`."""
@@ -213,12 +233,11 @@ class _Qwen(Backbone):
         # Half precision on a GPU is held in half the memory; elsewhere autocast needs float32.
         is_half = self.options.precision != "float32" and not device.startswith("cpu")
         dtype = getattr(torch, self.options.precision) if is_half else torch.float32
-        tokenizer = None
-        if "prompt" in self.wanted:
+        if self.wanted & {"prompt", "prior"}:
             model, tokenizer = self._load_all(config, dtype)
+            self.attach(model.model, tokenizer, device, model.lm_head)
         else:
-            model = self._load_tower(config, dtype)
-        self.attach(model, tokenizer, device)
+            self.attach(self._load_tower(config, dtype), None, device)
         self._is_from_files = True
 
     def _load_tower(self, config: Any, dtype: torch.dtype) -> nn.Module:
@@ -253,7 +272,7 @@ class _Qwen(Backbone):
         return parts
 
     def _load_all(self, config: Any, dtype: torch.dtype) -> tuple[Any, Any]:
-        """The whole model without its speech output and language head, and its tokenizer.
+        """The whole model without its speech output, and its tokenizer.
 
         Raises:
             BackboneUnavailable: it cannot be loaded, or a tensor is missing.
@@ -268,16 +287,17 @@ class _Qwen(Backbone):
             tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         except Exception as error:
             raise self.files.unavailable(error) from None
+        name_of = _name_with_head if "prior" in self.wanted else _used_name
         lacking = sorted(
             name
             for name in [*report["missing_keys"], *(k[0] for k in report["mismatched_keys"])]
-            if _used_name(name)
+            if name_of(name)
         )
         if lacking:
             raise self.files.unavailable(f"{lacking[0]} is not there or of another shape")
-        return model.model, tokenizer
+        return model, tokenizer
 
-    def attach(self, model: Any, tokenizer: Any, device: str) -> None:
+    def attach(self, model: Any, tokenizer: Any, device: str, language_head: Any = None) -> None:
         """Takes a model as it is.
 
         Args:
@@ -285,18 +305,25 @@ class _Qwen(Backbone):
                 prompts ``language_model``; the rest of it is not kept.
             tokenizer: the language model's, or None without prompts.
             device: where to run.
+            language_head: maps the language model's states to logits; only ``prior`` needs it.
         """
         import torch
 
-        def take(name: str) -> Any:
-            module = getattr(model, name, None)
+        def taken(module: Any) -> Any:
             return None if module is None else module.eval().requires_grad_(False).to(device)
+
+        def take(name: str) -> Any:
+            return taken(getattr(model, name, None))
 
         self._tower, self._projector = take("audio_tower"), take("multi_modal_projector")
         self._language_model: Any = None
+        self._language_head: Any = None
+        self._question_cache: Any = None
         if tokenizer is not None:
             self._check_tokenizer(tokenizer, int(model.config.audio_token_id))
             self._language_model = take("language_model")
+            if self.options.question is not None and "prior" in (self.wanted or {"prior"}):
+                self._language_head = taken(language_head)
         self._tokenizer = tokenizer
         filters = mel_triangles(
             int(self._tower.config.num_mel_bins), FFT, SAMPLE_RATE, 0.0, 8000.0,
@@ -312,18 +339,22 @@ class _Qwen(Backbone):
 
         Offline, transformers makes an empty tokenizer of a missing one and says nothing.
         """
-        for marker in self.markers:
+        ends = [self.answer_form[1]] if self.options.question is not None else []
+        for marker in [*self.markers, *ends]:
             ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
             is_clip = marker == self.markers[1]
             if len(ids) != 1 or (is_clip and ids[0] != audio_token):
                 raise self.files.unavailable(
-                    f"its tokenizer makes {list(ids)} of {marker}, expected "
+                    f"its tokenizer makes {list(ids)} of {marker.strip() or 'a newline'}, expected "
                     f"{[audio_token] if is_clip else 'one token'}: its files are missing or "
                     "another model's"
                 )
 
     def _width(self, output: str) -> int:
         """Length of an embedding, from the network or config.json."""
+        if output == "prior":
+            assert self.options.question is not None
+            return len(self.options.question.answers)
         if output == "prompt":
             if self.device and self._language_model is not None:
                 return int(self._language_model.config.hidden_size)
@@ -345,8 +376,11 @@ class _Qwen(Backbone):
             "encoder": self.encoder_point,
             "projector": self.projector_point,
             "prompt": "language model, after its last layer and norm",
+            "prior": "language head, log-likelihood of each answer and its end",
         }
-        pooling = "last token" if is_prompt else "mean of states with real samples"
+        pooling = {"prompt": "last token", "prior": "sum over an answer's tokens"}.get(
+            output, "mean of states with real samples"
+        )
         return BackboneSpec(
             backbone=self.name,
             output=output,
@@ -355,11 +389,12 @@ class _Qwen(Backbone):
             weights=Path(os.path.abspath(self.options.weights)).name
             if self.options.weights
             else self.model,
-            weights_sha256=self._digest(is_prompt),
+            weights_sha256=self._digest(output),
             version=1,
             layer=points[output],
             pooling=f"{pooling}; windows by mean weighted by samples",
-            dtype=self.options.dtype,
+            # float16 has steps of 1/64 at -20, a usual log-likelihood
+            dtype="float32" if output == "prior" else self.options.dtype,
             compute_dtype=self.options.precision,
             sample_rate=SAMPLE_RATE,
             gain="none",
@@ -367,10 +402,25 @@ class _Qwen(Backbone):
             hop_seconds=WINDOW_SECONDS,
             padding="zeros",
             shortest_seconds=self._shortest_seconds(),
-            prompt=self.prompt if is_prompt else None,
+            prompt=self._described_prompt(output) if is_prompt else None,
             text_template=self.options.text_template if is_prompt else None,
             max_tokens=MAX_TEXT_TOKENS if is_prompt else None,
         )
+
+    def _described_prompt(self, output: str) -> str:
+        """All words that are not a clip's."""
+        if output == "prompt":
+            return self.prompt
+        assert self.options.question is not None
+        before, after = self.answer_form
+        answers = "{" + "|".join(self.options.question.answers) + "}"
+        return "{audio}".join(self._around_clip()) + before + answers + after
+
+    def _around_clip(self) -> tuple[str, str]:
+        """What stands before and after the clip in `question_prompt`, with the question."""
+        assert self.options.question is not None
+        before, _, after = self.question_prompt.partition("{audio}")
+        return before.replace("{question}", _defused(self.options.question.words)), after
 
     def _shortest_seconds(self) -> float | None:
         return SHORTEST_SECONDS
@@ -420,30 +470,122 @@ class _Qwen(Backbone):
         self, audio: FloatArray, valid: IntArray, texts: Sequence[str]
     ) -> dict[str, FloatArray]:
         """See `Backbone.embed_prompts`."""
-        import torch
-
         if self._language_model is None:
             raise BackboneUnavailable(
                 f"{self.name} was loaded without its language model: add 'prompt' to `wanted` "
                 "before `load`"
             )
-        before, _, after = self.prompt.partition("{audio}")
-        words, _, end = after.partition("{text}")
-        rows = []
         with self.forward():
             states = [projected for _, projected in self._states(audio, valid)]
-            head, middle, tail = (self._embedded(self._ids(part)) for part in (before, words, end))
-            for clip, text in zip(states, texts, strict=True):
-                # what looks like a token of the model's own must stay text
-                ids = self._ids(text.replace("<|", "< |"))[:MAX_TEXT_TOKENS]
-                clip = clip.to(head.dtype)
-                rows.append(torch.cat([head, clip, middle, self._embedded(ids), tail]))
-            # what follows the last token of a row is not seen by it: attention looks back only
-            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            hidden = self._language_model(inputs_embeds=padded, use_cache=False).last_hidden_state
-            last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
-            vectors = hidden[torch.arange(len(rows), device=hidden.device), last]
-            return {"prompt": vectors.float().cpu().numpy()}
+            made = {}
+            if "prompt" in (self.wanted or {"prompt"}):
+                made["prompt"] = self._last_states(states, texts)
+            if self._language_head is not None:
+                made["prior"] = self._answer_scores(states, texts)
+            return {output: rows.float().cpu().numpy() for output, rows in made.items()}
+
+    def _embedded_prompts(
+        self, before: str, after: str, states: list[torch.Tensor], texts: Sequence[str]
+    ) -> list[torch.Tensor]:
+        """Token embeddings and a clip's states in place [n, hidden], by prompt.
+
+        Args:
+            before: what stands before a clip.
+            after: what follows it, with ``{text}``.
+            states: of the clips, after the projector.
+            texts: of the clips.
+        """
+        import torch
+
+        words, _, end = after.partition("{text}")
+        rows = []
+        head, middle, tail = (self._embedded(self._ids(part)) for part in (before, words, end))
+        for clip, text in zip(states, texts, strict=True):
+            ids = self._ids(_defused(text))[:MAX_TEXT_TOKENS]
+            clip = clip.to(head.dtype)
+            rows.append(torch.cat([head, clip, middle, self._embedded(ids), tail]))
+        return rows
+
+    def _last_states(self, states: list[torch.Tensor], texts: Sequence[str]) -> torch.Tensor:
+        """The language model's state [batch, hidden] at the last token of `prompt`."""
+        import torch
+
+        before, _, after = self.prompt.partition("{audio}")
+        rows = self._embedded_prompts(before, after, states, texts)
+        # what follows the last token of a row is not seen by it: attention looks back only
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        hidden = self._language_model(inputs_embeds=padded, use_cache=False).last_hidden_state
+        last = torch.tensor([len(row) - 1 for row in rows], device=hidden.device)
+        vectors: torch.Tensor = hidden[torch.arange(len(rows), device=hidden.device), last]
+        return vectors
+
+    def _answer_scores(self, states: list[torch.Tensor], texts: Sequence[str]) -> torch.Tensor:
+        """Log-likelihoods [batch, n_answers] after `question_prompt`.
+
+        The question, which stands before the clip, goes through the model once and stays in a
+        cache.
+        """
+        import torch
+
+        before, after = self._around_clip()
+        question = self._embedded(self._ids(before))[None]
+        n_question = question.shape[1]
+        if self._question_cache is None:
+            cache = self._empty_cache()
+            positions = torch.arange(n_question, device=self.device)[None]
+            self._run(question, torch.ones_like(positions), positions, cache)
+            self._question_cache = cache  # whole: the pass may have run out of memory
+        rows = self._embedded_prompts("", after, states, texts)
+        # All but the last token, padded; then that token, which stands at one place in all.
+        body = torch.nn.utils.rnn.pad_sequence([row[:-1] for row in rows], batch_first=True)
+        n_body = torch.tensor([len(row) - 1 for row in rows], device=self.device)
+        places = torch.arange(body.shape[1], device=self.device)
+        mask = torch.nn.functional.pad((places < n_body[:, None]).long(), (n_question, 0), value=1)
+        cache = repeated(self._question_cache, len(rows))
+        self._run(body, mask, (n_question + places).expand(len(rows), -1), cache)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        last = torch.stack([row[-1:] for row in rows])
+        positions = n_question + n_body
+        hidden = self._run(last, mask, positions[:, None], cache)
+        return answer_log_likelihoods(
+            lambda ids, mask, positions, cache: self._language_head(
+                self._run(self._language_model.get_input_embeddings()(ids), mask, positions, cache)
+            ),
+            self._answer_ids(),
+            self._language_head(hidden)[:, 0],
+            cache,
+            mask,
+            positions + 1,
+        )
+
+    def _answer_ids(self) -> list[list[int]]:
+        """Tokens of each answer with its end, split as answers are that stand alone."""
+        assert self.options.question is not None
+        before, end = self.answer_form
+        return [
+            self._ids(before + _defused(answer)) + self._ids(end)
+            for answer in self.options.question.answers
+        ]
+
+    def _empty_cache(self) -> Any:
+        config = self._language_model.config
+        cache = plain_cache(config, int(config.max_position_embeddings))
+        if cache is None:
+            raise self.files.unavailable("its language model has no cache that can be cropped")
+        return cache
+
+    def _run(
+        self, embedded: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """The language model's states [batch, n, hidden]; see `Step`."""
+        states: torch.Tensor = self._language_model(
+            inputs_embeds=embedded,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return states
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
@@ -465,9 +607,19 @@ def _tower_name(key: str) -> str | None:
     return None
 
 
-def _used_name(key: str) -> str | None:
+def _name_with_head(key: str) -> str | None:
     """A tensor's name, unless no output depends on it."""
     return None if _UNUSED & set(key.split(".")) else _tower_name(key) or key
+
+
+def _used_name(key: str) -> str | None:
+    """A tensor's name, unless ``prompt`` does not depend on it."""
+    return None if _HEAD in key.split(".") else _name_with_head(key)
+
+
+def _defused(text: str) -> str:
+    """The text with nothing in it that is a token of the model's own."""
+    return text.replace("<|", "< |")
 
 
 @register("qwen2-audio")
@@ -499,6 +651,8 @@ class Qwen2Audio(_Qwen):
     encoder_point = "audio tower, after average pooling by 2 and the final layer norm"
     projector_point = "multi-modal projector (width of the language model)"
     prompt = "<|audio_bos|>{audio}<|audio_eos|>" + _WORDS
+    question_prompt = "{question}\n\n<|audio_bos|>{audio}<|audio_eos|>" + _TEXT + "\nLabel:"
+    answer_form = (" ", "\n")
     markers = ("<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>")
     least_frames = 3
 
@@ -541,6 +695,12 @@ class Qwen2Audio(_Qwen):
 class _Omni(_Qwen):
     """What the two Omni models share: windows of any length, side by side in one sequence."""
 
+    answer_form = ("", "<|im_end|>")
+    question_prompt = (
+        "<|im_start|>system\n{question}<|im_end|>\n"
+        "<|im_start|>user\n<|audio_bos|>{audio}<|audio_eos|>" + _TEXT + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     prompt = (
         _SYSTEM + "<|im_start|>user\n<|audio_bos|>{audio}<|audio_eos|>" + _WORDS + "<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -652,6 +812,11 @@ class Qwen3Omni(_Omni):
     projector_point = "audio tower, after proj2 (width of the language model)"
     prompt = (
         "<|im_start|>user\n<|audio_start|>{audio}<|audio_end|>" + _WORDS + "<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    question_prompt = (
+        "<|im_start|>system\n{question}<|im_end|>\n"
+        "<|im_start|>user\n<|audio_start|>{audio}<|audio_end|>" + _TEXT + "<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
     markers = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>")

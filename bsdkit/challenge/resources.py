@@ -186,7 +186,8 @@ def backbone_uses(specs: Mapping[str, Mapping[str, object]]) -> tuple[BackboneUs
     """
     uses: dict[tuple[str, str], BackboneUse] = {}
     for feature, spec in specs.items():
-        use = _use_of(feature, spec)
+        encoder = spec.get("encoder")  # of a prior: the model that it comes from
+        use = _use_of(feature, encoder if isinstance(encoder, Mapping) else spec)
         key = use.name, use.weights
         if key in uses:
             use = _joined(uses[key], use)
@@ -214,6 +215,15 @@ def _use_of(feature: str, spec: Mapping[str, object]) -> BackboneUse:
     if name == "imported" and (guessed := _class_of(stem)) is not None:
         name, cls, weights = stem, guessed, _published_weights(guessed)
         kind = str(cls.outputs.get(output, ""))
+    if name == "llm":
+        return BackboneUse(
+            name=weights,
+            weights=str(spec.get("revision", "")),
+            resource=Resource(weights, f"language model, {weights}, on the metadata"),
+            features=(feature,),
+            kinds=("text",),
+            text_template=str(spec.get("text_template") or ""),
+        )
     if cls is None:  # imported, or of a plug-in that is not here
         stated = spec.get("parameters")
         return BackboneUse(

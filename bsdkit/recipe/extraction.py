@@ -6,27 +6,45 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bsdkit.backbones.base import Backbone, BackboneOptions
 from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.registry import get_backbone, get_outputs
-from bsdkit.dataset import inspect_audio, read_dataset
+from bsdkit.dataset import Clips, inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore, StoreError
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
 from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.priors.audio_language import OUTPUT, with_question
+from bsdkit.priors.derived import make_prior
+from bsdkit.priors.llm import LLM, SUMMARY
 from bsdkit.report.progress import Bar, ConsoleProgress
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
 from bsdkit.store.specs import first_difference
 from bsdkit.store.store import Store
+from bsdkit.store.texts import find_texts
 from bsdkit.taxonomy import Taxonomy
-from bsdkit.text import TEMPLATES, TextTemplate, get_template
+from bsdkit.text import (
+    TEMPLATES,
+    TextTemplate,
+    get_template,
+    masked,
+    template_name,
+    with_texts,
+)
 
 if TYPE_CHECKING:  # reading a run brings in torch, which refusing a bad dataset need not
     from bsdkit.recipe.artifacts import Run
 
-__all__ = ["extract_dataset", "extract_for_run"]
+__all__ = [
+    "bars",
+    "extract_dataset",
+    "extract_for_run",
+    "fill_table",
+    "find_template",
+    "summary_lines",
+]
 
 _SHOWN_FAILURES = 3
 
@@ -42,6 +60,7 @@ def extract_dataset(
     engine: Engine | None = None,
     taxonomy: Taxonomy | str = "bst",
     text_template: str = "title-tags-description",
+    mask_class_words: bool = False,
 ) -> list[ExtractionReport]:
     """Embeds outputs of the backbones and returns one report each.
 
@@ -54,7 +73,8 @@ def extract_dataset(
         options: weights and number types; the text template is filled in.
         engine: what embeds; None for this process.
         taxonomy: see `read_dataset`.
-        text_template: name of the template of text outputs.
+        text_template: name of the template of text outputs, or of texts in the store.
+        mask_class_words: whether words of class names are cut out of texts.
 
     Raises:
         BsdkitError: see `read_dataset` and `extract`.
@@ -63,9 +83,12 @@ def extract_dataset(
     if settings.shard_clips < 1:
         raise RecipeError(f"--shard-clips {settings.shard_clips}: expected 1 or more")
     check_device(settings.device)
-    template = get_template(text_template)
+    names = [name.strip() for name in backbones]
+    get_outputs(names, options)  # refuses what is not known before anything is read
+    clips, filtered = read_dataset(data, taxonomy)
+    template = find_template(text_template, store, clips.taxonomy, is_masked=mask_class_words)
     options = replace(options or BackboneOptions(), text_template=template.describe())
-    wanted = get_outputs([name.strip() for name in backbones], options)
+    wanted = get_outputs(names, options)
     if options.weights is not None and len(wanted) > 1:
         raise RecipeError(
             f"--weights {options.weights} is for one backbone, and "
@@ -74,34 +97,73 @@ def extract_dataset(
         )
     for backbone, _ in wanted:
         backbone.require()
-    clips, filtered = read_dataset(data, taxonomy)
     for line in filtered.lines():
         progress.line(line)
     with progress:
-        clips = inspect_audio(
-            clips,
-            n_threads=os.cpu_count() or 1,
-            progress=lambda n: progress.stage("reading", n, len(clips)),
-        )
-        before = _taxonomy_of(store)
-        opened = Store.create(store, clips)
-        if before not in ("", clips.taxonomy.name):
-            progress.line(
-                f"the taxonomy of {store} changes from {before} to {clips.taxonomy.name}: scores "
-                "of runs before and after cannot be compared"
-            )
+        opened, clips = fill_table(clips, store, progress)
         reports = extract(
             wanted,
             clips,
             opened,
             template,
             settings,
-            observer=_bars(progress),
+            observer=bars(progress),
             engine=engine,
         )
     for line in summary_lines(reports):
         progress.line(line)
     return reports
+
+
+def find_template(
+    name: str, store: Path, taxonomy: Taxonomy, *, is_masked: bool = False
+) -> TextTemplate:
+    """The text template of that name, or one of texts that a store holds, such as summaries.
+
+    Args:
+        name: of a template; or of texts, e.g. ``summary`` (see `find_texts`).
+        store: where such texts are.
+        taxonomy: whose class words are masked.
+        is_masked: whether they are.
+
+    Raises:
+        DatasetError: there is no such template.
+        StoreError: there are no such texts.
+        RecipeError: texts are to be masked.
+    """
+    usual = next(iter(TEMPLATES.values()))
+    is_text = name.partition("@")[0].partition(".")[0] == SUMMARY
+    if is_text and is_masked:
+        raise RecipeError(
+            f"--text {name} cannot be masked: a summary has other words than its metadata; mask "
+            "these (bsdkit priors --summaries --mask-class-words)"
+        )
+    if is_text:
+        found = find_texts(store, name)
+        return with_texts(usual, found.by_clip, found.origin)
+    template = get_template(name)
+    return masked(template, taxonomy) if is_masked else template
+
+
+def fill_table(clips: Clips, store: Path, progress: ConsoleProgress) -> tuple[Store, Clips]:
+    """Reads the audio files' digests and lengths, and writes the clips table of a store.
+
+    Raises:
+        StoreError: see `Store.create`.
+    """
+    clips = inspect_audio(
+        clips,
+        n_threads=os.cpu_count() or 1,
+        progress=lambda n: progress.stage("reading", n, len(clips)),
+    )
+    before = _taxonomy_of(store)
+    opened = Store.create(store, clips)
+    if before not in ("", clips.taxonomy.name):
+        progress.line(
+            f"the taxonomy of {store} changes from {before} to {clips.taxonomy.name}: scores "
+            "of runs before and after cannot be compared"
+        )
+    return opened, clips
 
 
 def _taxonomy_of(store: Path) -> str:
@@ -112,7 +174,7 @@ def _taxonomy_of(store: Path) -> str:
         return ""
 
 
-def _bars(progress: ConsoleProgress) -> Observer:
+def bars(progress: ConsoleProgress) -> Observer:
     """Shows a bar a job."""
     bars: dict[str, Bar] = {}
 
@@ -188,34 +250,84 @@ def extract_for_run(
     with progress:
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
-        for template, wanted in _backbones_of(run, member, device):
+        specs = _specs_to_embed(run, member)
+        for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
             reports = extract(
                 wanted,
                 clips,
                 opened,
                 template,
                 ExtractionSettings(device=device),
-                observer=_bars(progress),
+                observer=bars(progress),
             )
             for line in summary_lines(reports):
                 progress.line(line)
+            _make_priors(run, member, opened, wanted, device, progress)
 
 
-def _backbones_of(
-    run: Run, member: str, device: str
-) -> list[tuple[TextTemplate, list[tuple[Backbone, list[str]]]]]:
-    """The backbones that made a run's features with their outputs, by text template."""
+def _make_priors(
+    run: Run,
+    member: str,
+    store: Store,
+    made: Sequence[tuple[Backbone, list[str]]],
+    device: str,
+    progress: ConsoleProgress,
+) -> None:
+    """Makes those of a run's priors that come from features which were embedded just now."""
+    for feature, spec in _specs_of(run, member).items():
+        source = spec.get("encoder")
+        if source is None:
+            continue
+        for backbone, outputs in made:
+            if source["output"] not in outputs or source["backbone"] != backbone.name:
+                continue
+            if backbone.spec(source["output"]).to_dict() != source:
+                continue
+            path = make_prior(store, spec, backbone, device, feature.partition("@")[0])
+            progress.line(f"{feature}: made from {backbone.feature(source['output'])} -> {path}")
+
+
+def _specs_of(run: Run, member: str) -> dict[str, dict[str, Any]]:
     from bsdkit.recipe.predict import needed_features
 
-    specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
-    grouped: dict[tuple[str, str, str], list[str]] = {}
-    for feature, spec in specs.items():
+    return {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
+
+
+def _specs_to_embed(run: Run, member: str) -> dict[str, dict[str, Any]]:
+    """The specs of what has to be embedded for a run's features, by feature.
+
+    Raises:
+        RecipeError: a feature came from elsewhere, or from a language model that must be asked.
+    """
+    specs: dict[str, dict[str, Any]] = {}
+    for feature, spec in _specs_of(run, member).items():
         if spec["backbone"] in ("imported", IMPORTED_PROBABILITIES):
             command = "store import" if spec["backbone"] == "imported" else "import"
             raise RecipeError(
                 f"{feature} was imported ({spec['origin']}); import it for these clips too "
                 f"(bsdkit {command}), then give --store"
             )
+        if spec["backbone"] == LLM:
+            raise RecipeError(
+                f"{feature} is of a language model ({spec['weights']}), which is asked by "
+                f"bsdkit priors --engine {spec['engine']} --model {spec['weights']} --data DIR "
+                "--store STORE, with the settings of the training clips; then give --store STORE"
+            )
+        if "encoder" in spec:
+            specs.setdefault(f"of {feature}", spec["encoder"])
+        else:
+            specs[feature] = spec
+    # what a prior comes from may be an input of its own
+    known = [spec for feature, spec in specs.items() if not feature.startswith("of ")]
+    return {f: s for f, s in specs.items() if not f.startswith("of ") or s not in known}
+
+
+def _backbones_of(
+    specs: dict[str, dict[str, Any]], device: str, taxonomy: Taxonomy
+) -> list[tuple[TextTemplate, list[tuple[Backbone, list[str]]]]]:
+    """The backbones that made features with their outputs, by text template."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for feature, spec in specs.items():
         # outputs of one backbone are made together, but texts of two templates are not
         same = (spec["backbone"], spec["dtype"], spec["compute_dtype"])
         templates = {specs[f].get("text_template") for f in grouped.get(same, [])} - {None}
@@ -227,12 +339,14 @@ def _backbones_of(
     for features in grouped.values():
         first = specs[features[0]]
         described = {specs[f].get("text_template") for f in features} - {None}
-        template = _template_of(described.pop() if described else usual)
+        template = _template_of(described.pop() if described else usual, taxonomy)
         options = BackboneOptions(
             text_template=template.describe(),
             dtype=first["dtype"],
             precision=first["compute_dtype"],
         )
+        if any(specs[f]["output"] == OUTPUT for f in features):
+            options = with_question(options, taxonomy)
         backbone = get_backbone(first["backbone"], options)
         _check_weights(backbone, features[0], first)
         backbone.require()
@@ -266,10 +380,18 @@ def _check_weights(backbone: Backbone, feature: str, then: dict[str, object]) ->
         )
 
 
-def _template_of(described: object) -> TextTemplate:
+def _template_of(described: object, taxonomy: Taxonomy) -> TextTemplate:
     if described is None:
         return next(iter(TEMPLATES.values()))
     for template in TEMPLATES.values():
-        if template.describe() == described:
-            return template
+        for one in (template, masked(template, taxonomy)):
+            if one.describe() == described:
+                return one
+    if template_name(str(described)) == SUMMARY:
+        origin = str(described).rpartition(" | ")[2]
+        raise RecipeError(
+            f"the run was trained on {origin}: write summaries of these clips too (bsdkit priors "
+            "--summaries --data DIR --store STORE), embed them (bsdkit extract --text summary), "
+            "then give --store"
+        )
     raise StaleStore(f"no text template of this version gives {described!r}")

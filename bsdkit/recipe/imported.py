@@ -12,12 +12,14 @@ from bsdkit.errors import RecipeError
 from bsdkit.splits import Split
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES, read_folds
+from bsdkit.store.specs import is_prior
 from bsdkit.store.store import Features
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.train.member import MemberResult
 from bsdkit.train.plan import Inputs
 
 __all__ = [
+    "check_classes",
     "check_folds",
     "check_imported",
     "folds_of",
@@ -69,22 +71,33 @@ def is_imported(info: FeatureInfo) -> bool:
     return bool(info.spec.get("backbone") == IMPORTED_PROBABILITIES)
 
 
-def check_imported(info: FeatureInfo, taxonomy: Taxonomy) -> None:
-    """Refuses a feature that holds no class probabilities, or those of other classes.
+def check_imported(info: FeatureInfo) -> None:
+    """Refuses a feature that holds no class probabilities.
 
     Raises:
         RecipeError: see above.
     """
-    if not is_imported(info):
+    if not is_imported(info) and not is_prior(info.spec):
         raise RecipeError(
             f"{info.feature} holds embeddings, not class probabilities; give the member a head and "
             f"features: {info.feature}, or bring probabilities in with bsdkit import"
         )
+
+
+def check_classes(info: FeatureInfo, taxonomy: Taxonomy) -> None:
+    """Refuses class probabilities of other classes, or in another order; others pass.
+
+    Raises:
+        RecipeError: see above.
+    """
+    if "classes" not in info.spec:
+        return
     found = list(map(str, cast(list[object], info.spec["classes"])))
     if found != list(taxonomy.labels):
+        command = "import it" if is_imported(info) else "run bsdkit priors"
         raise RecipeError(
             f"{info.feature} has the classes {', '.join(found[:3])}, ... ({len(found)}), the store "
-            f"{', '.join(taxonomy.labels[:3])}, ... ({len(taxonomy)}); import it again"
+            f"{', '.join(taxonomy.labels[:3])}, ... ({len(taxonomy)}); {command} again"
         )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, HeadError, IncompleteStore, RecipeError
 from bsdkit.recipe.imported import (
+    check_classes,
     check_folds,
     check_imported,
     folds_of,
@@ -24,6 +25,7 @@ from bsdkit.recipe.imported import (
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import Split, make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
+from bsdkit.store.specs import is_prior
 from bsdkit.store.store import Features, Store
 from bsdkit.train.member import (
     MemberResult,
@@ -64,11 +66,19 @@ def member_plan(name: str, recipe: Recipe) -> MemberPlan:
 
 
 def member_inputs(plan: MemberPlan, features: Features) -> Inputs:
-    """The member's inputs: its features, concatenated, and which clips have them all."""
+    """The member's inputs: its features, concatenated, and which clips have what they need.
+
+    A clip needs every embedding. A prior it may lack: its row is then zeros. Where a member has
+    priors alone, a clip needs one of them.
+    """
     parts = [features.arrays[name] for name in plan.features]
     columns = [list(features.arrays).index(name) for name in plan.features]
     X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    is_present = np.logical_not(features.is_missing[:, columns].any(axis=1))
+    is_there = ~features.is_missing[:, columns]
+    is_embedding = np.array([not is_prior(features.infos[name].spec) for name in plan.features])
+    is_present = (
+        is_there[:, is_embedding].all(axis=1) if is_embedding.any() else is_there.any(axis=1)
+    )
     return Inputs(X, tuple(p.shape[1] for p in parts), np.asarray(is_present))
 
 
@@ -169,12 +179,22 @@ class Workbench:
             self.infos |= features.infos
             for i, name in enumerate(features.infos):
                 self.n_missing[name] = int(features.is_missing[:, i].sum())
+        for feature in plan.features:
+            check_classes(self.infos[feature], self.store.clips.taxonomy)
         if plan.is_imported:
-            check_imported(self.infos[plan.features[0]], self.store.clips.taxonomy)
+            check_imported(self.infos[plan.features[0]])
         return self._inputs[plan.features]
 
     def _check_missing(self, plan: MemberPlan, features: Features) -> None:
-        n_missing = features.is_missing.sum(axis=0)
+        # a clip may lack a prior: a reply that cannot be read is an answer too
+        n_missing = np.array(
+            [
+                0 if is_prior(info.spec) else int(is_missing.sum())
+                for info, is_missing in zip(
+                    features.infos.values(), features.is_missing.T, strict=True
+                )
+            ]
+        )
         if self.recipe.missing == "refuse" and n_missing.any():
             i = int(n_missing.argmax())
             clips = self.store.clips
@@ -252,6 +272,7 @@ class Workbench:
         _check_finite(features, self.store)
         self.infos |= features.infos
         self.n_missing[feature] = int(features.is_missing.sum())
+        check_classes(features.infos[feature], self.store.clips.taxonomy)
         for split in splits:
             check_folds(features.infos[feature], self.store.clips.ids, split)
         return similarity_of(feature, features, len(self.store.clips.taxonomy))

@@ -15,7 +15,12 @@ from bsdkit.combine.evidence import Evidence
 from bsdkit.dataset import Clips
 from bsdkit.errors import CorruptStore, RecipeError, StoreError, nearest
 from bsdkit.recipe.artifacts import Run
-from bsdkit.recipe.imported import check_imported, imported_probabilities, similarity_of
+from bsdkit.recipe.imported import (
+    check_classes,
+    check_imported,
+    imported_probabilities,
+    similarity_of,
+)
 from bsdkit.recipe.members import member_inputs, member_plan
 from bsdkit.store.files import open_h5
 from bsdkit.store.probabilities import export_probabilities
@@ -205,7 +210,8 @@ def member_probabilities(
         plan = member_plan(name, run.recipe)
         inputs = member_inputs(plan, features)
         if plan.is_imported:
-            check_imported(features.infos[plan.features[0]], run.clips.taxonomy)
+            check_imported(features.infos[plan.features[0]])
+            check_classes(features.infos[plan.features[0]], run.clips.taxonomy)
             said[name] = imported_probabilities(inputs)
             continue
         if plan.probabilities:

@@ -109,6 +109,7 @@ def fit_recipe(
         "headline": recipe.split[0],
         "n_clips": len(clips),
         "n_classes": len(clips.taxonomy),
+        "missing": {name: n for name, n in bench.n_missing.items() if n},
         "protocols": {name: result.metrics for name, result in results.items()},
     }
     facts = {

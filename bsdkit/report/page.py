@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from bsdkit.report.tables import chain_title, difference, percent
+from bsdkit.report.tables import chain_title, difference, missing_lines, percent
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = ["write_page"]
@@ -73,7 +73,8 @@ def write_page(
     page = _PAGE.substitute(
         name=html.escape(name),
         description=f"{metrics['n_clips']} clips, {metrics['n_classes']} classes. Every score is "
-        "out of fold: no model is scored on a clip that it was trained or tuned on.",
+        "out of fold: no model is scored on a clip that it was trained or tuned on."
+        + "".join(f" {html.escape(line)}." for line in missing_lines(metrics)),
         sections="\n".join(sections),
         facts=f"bsdkit {facts['bsdkit']}, {html.escape(versions)}, {facts['seconds']} s on "
         f"{facts['cpus']} CPUs ({facts['device']}). Features: {features}. Folds: "

@@ -15,6 +15,7 @@ from bsdkit.dataset import Clips, FilterReport
 from bsdkit.metrics import METRICS, Interval, Scores
 from bsdkit.report.doctor import diagnose
 from bsdkit.store.feature import FeatureInfo
+from bsdkit.store.texts import Texts
 from bsdkit.store.verify import DurationRow, FeatureReport
 
 __all__ = [
@@ -167,6 +168,21 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
             named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
             lines.append(f"tested but not in the training clips: {named}")
         console.print("\n".join(lines) + "\n", highlight=False)
+    for line in missing_lines(metrics):
+        console.print(line)
+
+
+def missing_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each feature that clips lack, and what that means for them."""
+    return [
+        f"{n} of {metrics['n_clips']} clips have no {feature}: "
+        + (
+            "zeros to members with other inputs"
+            if feature.startswith("prior.")
+            else "members with it do without them"
+        )
+        for feature, n in metrics["missing"].items()
+    ]
 
 
 def chain_title(ensemble: Mapping[str, Any]) -> str:
@@ -271,8 +287,10 @@ def _size(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def print_store(console: Console, clips: Clips, infos: Sequence[FeatureInfo]) -> None:
-    """Prints the clips table's size and one row a feature."""
+def print_store(
+    console: Console, clips: Clips, infos: Sequence[FeatureInfo], texts: Sequence[Texts]
+) -> None:
+    """Prints the clips table's size, one row a feature and a line for each file of texts."""
     n_labelled = int((clips.labels >= 0).sum())
     console.print(
         f"{len(clips)} clips, {n_labelled} labelled, {len(set(clips.uploader) - {''})} uploaders, "
@@ -295,6 +313,8 @@ def print_store(console: Console, clips: Clips, infos: Sequence[FeatureInfo]) ->
             str(info.spec.get("weights", info.spec.get("origin", ""))),
         )
     console.print(table)
+    for one in texts:
+        console.print(f"{one.origin}: texts of {len(one.by_clip)} of {len(one.rows.ids)} clips")
 
 
 def print_verification(console: Console, reports: Sequence[FeatureReport]) -> None:

@@ -21,7 +21,7 @@ def n_shards(store: Path) -> int:
     return len(list(store.glob(".parts/*/part-*.h5")))
 
 
-@pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_costs_nothing(
     sounds: Path, tmp_path: Path, n_kills: int
 ) -> None:

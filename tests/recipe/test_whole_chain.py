@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,7 @@ validation: 0
 members:
   audio: {{head: mlp, features: aisfx, hidden: 16, epochs: 4}}
   foreign: {{imported: theirs.near}}
+  prior: {{head: prior, features: prior.minilm}}
 calibrate: temperature
 ensemble: {{method: greedy, rounds: 8}}
 rerank: {{rounds: 8, leaves: 7, min_rows: 10, tau: 0, cross_tau: 0.05, similarity: theirs.near}}
@@ -67,11 +69,13 @@ def part_of(clips: Clips, rows: np.ndarray) -> Clips:
     return replace(clips, **found, audio=[None] * len(rows))
 
 
-def part_of_store(source: Path, target: Path, rows: np.ndarray) -> Path:
-    """A store of some of another one's clips, with two features."""
+def part_of_store(
+    source: Path, target: Path, rows: np.ndarray, features: Sequence[str] = ("aisfx", "minilm")
+) -> Path:
+    """A store of some of another one's clips, with some of its features."""
     store = Store(source)
     Store.create(target, part_of(store.clips, rows))
-    for feature in ("aisfx", "minilm"):
+    for feature in features:
         info = store.info(feature)
         kept = read_feature(info.path).take(rows)
         write_feature(target / info.path.name, feature, info.spec, kept, {})
@@ -83,8 +87,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small stores of starter clips, and a run of the whole chain on the first."""
     folder = tmp_path_factory.mktemp("chain")
     every = np.arange(len(Store(ROOT / "cache/starter").clips))
-    part_of_store(ROOT / "cache/starter", folder / "dev", every[every % 3 == 0])
-    part_of_store(ROOT / "cache/starter", folder / "eval", every[every % 12 == 1])
+    for name, rows in (("dev", every[every % 3 == 0]), ("eval", every[every % 12 == 1])):
+        features = ("aisfx", "minilm", "prior.minilm")
+        part_of_store(ROOT / "cache/starter", folder / name, rows, features)
     for name, text in (("first", FIRST), ("whole", WHOLE)):
         (folder / f"{name}.yaml").write_text(text.format(store=folder / "dev"))
     (folder / "about.yaml").write_text(ABOUT)
@@ -253,7 +258,7 @@ def test_a_submission_is_accepted_and_a_broken_one_is_not(place: Path, tmp_path:
 def test_what_cannot_be_embedded_gets_the_fallback_by_name(place: Path, tmp_path: Path) -> None:
     store = tmp_path / "eval"
     shutil.copytree(place / "eval", store)
-    for feature in ("aisfx", "minilm", "theirs.near"):
+    for feature in ("aisfx", "minilm", "prior.minilm", "theirs.near"):
         info = Store(store).info(feature)
         rows = read_feature(info.path)
         rows.state[3] = 1

@@ -1,0 +1,1 @@
+"""Class priors and summaries from metadata: language models, and text encoders without any."""

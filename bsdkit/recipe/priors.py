@@ -1,0 +1,413 @@
+"""Class priors and summaries of a whole store, as the command line makes them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+from bsdkit.backbones.base import Backbone, BackboneOptions, Precision
+from bsdkit.backbones.registry import backbone_classes, get_backbone, get_outputs
+from bsdkit.dataset import Clips, read_dataset
+from bsdkit.device import check_device
+from bsdkit.errors import PriorError, nearest
+from bsdkit.extract.pipeline import ExtractionSettings, extract
+from bsdkit.extract.report import ExtractionReport
+from bsdkit.priors import batch
+from bsdkit.priors.ask import Ask, LLMSettings, Reply, SchemaMode
+from bsdkit.priors.audio_language import OUTPUT, with_question
+from bsdkit.priors.chat import Connection, Outcome, ask_all
+from bsdkit.priors.cost import Budget, estimate
+from bsdkit.priors.derived import audio_prior
+from bsdkit.priors.encoder import CLASS_TEXT, TEXT_ENCODER, class_texts, encoder_prior
+from bsdkit.priors.likelihood import CausalScorer
+from bsdkit.priors.llm import (
+    Question,
+    Stage,
+    class_question,
+    likelihood_question,
+    score_asks,
+    summary_question,
+)
+from bsdkit.recipe.extraction import bars, fill_table, find_template, summary_lines
+from bsdkit.report.progress import ConsoleProgress
+from bsdkit.store.feature import OK, read_feature
+from bsdkit.store.store import Store
+from bsdkit.taxonomy import Taxonomy
+from bsdkit.text import TextTemplate
+
+__all__ = ["ENGINES", "BatchStep", "PriorOptions", "choose_engine", "make_priors", "open_store"]
+
+ENGINES = (TEXT_ENCODER, "openai", "transformers")
+"""What can make a prior: a text encoder, a server with OpenAI's interface, a model in here."""
+
+BatchStep = Literal["prepare", "submit", "status", "download", "resume"]
+
+
+@dataclass(frozen=True)
+class PriorOptions:
+    """What a user may choose about priors and summaries.
+
+    Attributes:
+        engine: one of ENGINES; empty for the one that `model` suggests, see `choose_engine`.
+        summaries: texts that sum up the metadata, instead of class probabilities.
+        name: of the feature or texts; empty for one made of the model's.
+        text: template of the texts, for a text encoder.
+        mask_class_words: whether words of class names are cut out of the metadata first.
+        class_text: see `class_texts`, for a text encoder.
+        device: of a model that runs here.
+        precision: number type of such a model's products.
+        llm: the model and its parameters.
+        revision: of the model, where the server does not say.
+        schema: how a server is told to answer in JSON.
+        connection: where the server is.
+        budget: what may be spent.
+        is_dry: whether to print the cost instead of asking.
+        is_failed_again: whether clips are asked again whose answer could not be read.
+        batch: a step of the batch interface instead of the chat's.
+    """
+
+    engine: str = ""
+    summaries: bool = False
+    name: str = ""
+    text: str = "title-tags-description"
+    mask_class_words: bool = False
+    class_text: str = CLASS_TEXT
+    device: str = "cpu"
+    precision: Precision = "float32"
+    llm: LLMSettings = field(default_factory=lambda: LLMSettings("minilm"))
+    revision: str = ""
+    schema: Literal["auto"] | SchemaMode = "auto"
+    connection: Connection = field(default_factory=Connection)
+    budget: Budget = field(default_factory=Budget)
+    is_dry: bool = False
+    is_failed_again: bool = False
+    batch: BatchStep | None = None
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self.llm.model
+
+
+def choose_engine(model: str) -> str:
+    """The engine that a model's name suggests: a backbone's here, any other a server's."""
+    stem = model.partition(":")[0] + ":" if ":" in model else model.partition(".")[0]
+    cls = backbone_classes().get(model) or backbone_classes().get(stem)
+    if cls is None:
+        return "openai"
+    if "text" in cls.outputs.values() or stem.endswith(":"):
+        return TEXT_ENCODER
+    return "transformers"
+
+
+def open_store(
+    data: Path | None, store: Path, taxonomy: Taxonomy | str, progress: ConsoleProgress
+) -> tuple[Store, Clips]:
+    """The store of a dataset, made where it is not there; or one that is there; and its clips.
+
+    Args:
+        data: the dataset; None where the store has its clips table already.
+        store: its folder.
+        taxonomy: see `read_dataset`.
+        progress: where to show what happens.
+
+    Raises:
+        DatasetError: the dataset cannot be read.
+        StoreError: there is no store, or it holds other clips.
+    """
+    if data is None:
+        opened = Store(store)
+        return opened, opened.clips
+    clips, filtered = read_dataset(data, taxonomy)
+    for line in filtered.lines():
+        progress.line(line)
+    with progress:
+        return fill_table(clips, store, progress)
+
+
+def make_priors(
+    store: Store, clips: Clips, options: PriorOptions, progress: ConsoleProgress
+) -> bool:
+    """Makes the class priors, or summaries, of all clips; returns whether every clip has one.
+
+    Args:
+        store: where the file goes.
+        clips: its clips, for a model that hears them with the paths of their audio.
+        options: which, and how.
+        progress: where to show what happens.
+
+    Raises:
+        PriorError: they cannot be made so; the message says why.
+        BsdkitError: see `extract`, `Stage` and `ask_all`.
+    """
+    engine = options.engine or choose_engine(options.model)
+    if engine not in ENGINES:
+        raise PriorError(f"unknown engine {engine!r}: {nearest(engine, ENGINES)}")
+    if options.summaries and engine != "openai":
+        raise PriorError(
+            f"{options.model} writes no summaries; give a chat model: --engine openai --model "
+            "MODEL, and --endpoint URL for a server of your own"
+        )
+    if engine == TEXT_ENCODER:
+        return _encoder_prior(store, options, progress)
+    if engine == "transformers":
+        if options.model in backbone_classes():
+            return _heard(store, clips, options, progress)
+        return _scored(store, options, progress)
+    return _asked(store, options, progress)
+
+
+def _template(store: Store, options: PriorOptions) -> TextTemplate:
+    return find_template(
+        options.text, store.path, store.clips.taxonomy, is_masked=options.mask_class_words
+    )
+
+
+def _encoder_prior(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bool:
+    texts = class_texts(store.clips.taxonomy, options.class_text)  # refuses before it loads
+    backbone, output = _text_output(options, _template(store, options))
+    embed_missing(store, backbone, output, _template(store, options), options.device, progress)
+    feature = backbone.feature(output)
+    path = encoder_prior(store, feature, backbone, output, texts, options.name)
+    rows = read_feature(path)
+    n_failed = int((rows.state != OK).sum())
+    lacking = f", {n_failed} without a text embedding" if n_failed else ""
+    progress.line(f"{path.name.rpartition('-')[0]}: {len(rows)} clips{lacking} -> {path}")
+    return not n_failed
+
+
+def _text_output(options: PriorOptions, template: TextTemplate) -> tuple[Backbone, str]:
+    """The backbone, not loaded, and its one text output that are meant."""
+    chosen = BackboneOptions(text_template=template.describe())
+    (backbone, outputs), *more = get_outputs([options.model], chosen)
+    texts = [output for output in outputs if backbone.outputs[output] == "text"]
+    if more or len(texts) != 1:
+        known = [n for n, c in backbone_classes().items() if "text" in c.outputs.values()]
+        raise PriorError(
+            f"{options.model} embeds no text; give a text encoder ({', '.join(known)}), or "
+            "--engine openai for a language model on a server"
+        )
+    backbone.wanted = frozenset(texts)
+    return backbone, texts[0]
+
+
+def embed_missing(
+    store: Store,
+    backbone: Backbone,
+    output: str,
+    template: TextTemplate,
+    device: str,
+    progress: ConsoleProgress,
+) -> list[ExtractionReport]:
+    """Embeds the texts of the store's clips, as far as they are not; loads the backbone.
+
+    Raises:
+        BackboneUnavailable: it lacks a package or weights.
+    """
+    check_device(device)
+    backbone.require()
+    with progress:
+        if not backbone.device:
+            backbone.load(device)
+        reports = extract(
+            [(backbone, [output])],
+            store.clips,
+            store,
+            template,
+            ExtractionSettings(device=device),
+            observer=bars(progress),
+        )
+    if any(report.n_embedded for report in reports):
+        for line in summary_lines(reports):
+            progress.line(line)
+    return reports
+
+
+def _heard(store: Store, clips: Clips, options: PriorOptions, progress: ConsoleProgress) -> bool:
+    template = _template(store, options)
+    chosen = BackboneOptions(
+        text_template=template.describe(), dtype="float32", precision=options.precision
+    )
+    chosen = with_question(chosen, clips.taxonomy)
+    backbone = get_backbone(options.model, chosen)
+    if OUTPUT not in backbone.outputs:
+        raise PriorError(
+            f"{options.model} answers no questions; give an audio language model such as "
+            "qwen2-audio, or a model's folder or hub id"
+        )
+    backbone.wanted = frozenset({OUTPUT})
+    check_device(options.device)
+    backbone.require()
+    with progress:
+        reports = extract(
+            [(backbone, [OUTPUT])],
+            clips,
+            store,
+            template,
+            ExtractionSettings(device=options.device),
+            observer=bars(progress),
+        )
+    for line in summary_lines(reports):
+        progress.line(line)
+    path = audio_prior(store, backbone, options.name)
+    progress.line(f"{path.name.rpartition('-')[0]}: {len(clips)} clips -> {path}")
+    return not any(report.failures for report in reports)
+
+
+def _scored(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bool:
+    check_device(options.device)
+    scorer = CausalScorer(
+        options.model, revision=options.revision, device=options.device, precision=options.precision
+    )
+    scorer.load()
+    stage = Stage(
+        store, likelihood_question(store, scorer, _template(store, options), name=options.name)
+    )
+    with stage.locked():
+        todo = stage.todo()
+        bar = progress.bar(stage.question.name)
+        with progress:
+            bar.start(len(todo), len(stage.asks) - len(todo))
+
+            def keep(replies: list[Reply]) -> None:
+                stage.journal.extend(replies)
+                bar.advance(len(replies))
+
+            score_asks(todo, stage.question, scorer, store.clips.taxonomy.labels, keep)
+        report = stage.finish({"device": options.device})
+    for line in report.lines():
+        progress.line(line)
+    return not report.missing
+
+
+def _asked(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bool:
+    stage = Stage(store, _question(store, options))
+    with stage.locked():
+        todo = stage.todo(is_failed_again=options.is_failed_again)
+        if options.is_dry:
+            earlier = stage.replies().values()
+            guess = estimate(todo, stage.question.prompt, options.llm, options.budget, earlier)
+            progress.line(f"{stage.question.name}: {len(stage.asks) - len(todo)} clips answered")
+            for line in guess.lines():
+                progress.line(line)
+            return True
+        if options.is_failed_again and stage.journal.replies():
+            stage.finish(_provenance(options))  # so that new replies come after these
+        if options.batch is not None:
+            return _batch(stage, todo, options, options.batch, progress)
+        outcome = _ask(stage, todo, options, progress) if todo else None
+        if outcome is not None and outcome.failed and not stage.replies():
+            raise PriorError(f"no clip was answered: {next(iter(outcome.failed.values()))}")
+        report = stage.finish(_provenance(options))
+    for line in report.lines():
+        progress.line(line)
+    if outcome is not None and outcome.retries:
+        listed = ", ".join(f"{n} after {kind}" for kind, n in sorted(outcome.retries.items()))
+        progress.line(f"  tried again: {listed}")
+    if outcome is not None and outcome.failed:
+        reason = next(iter(outcome.failed.values()))
+        progress.line(f"  {len(outcome.failed)} clips got no answer, e.g. {reason}")
+    if outcome is not None and outcome.stopped:
+        progress.line(f"  stopped: {outcome.stopped}")
+    return not report.n_left and not report.missing
+
+
+def _question(store: Store, options: PriorOptions) -> Question:
+    template = _template(store, options)
+    if template.texts:
+        raise PriorError(f"--text {options.text}: a language model is asked about the metadata")
+    if options.summaries:
+        return summary_question(options.llm, template, name=options.name, revision=options.revision)
+    return class_question(
+        store, options.llm, template, name=options.name, revision=options.revision
+    )
+
+
+def _ask(
+    stage: Stage, todo: Sequence[Ask], options: PriorOptions, progress: ConsoleProgress
+) -> Outcome:
+    facts = stage.facts()
+    bar = progress.bar(stage.question.name)
+    with progress:
+        bar.start(len(todo), len(stage.asks) - len(todo))
+
+        def keep(reply: Reply) -> None:
+            stage.journal.append(reply)
+            bar.advance(1)
+
+        return ask_all(
+            todo,
+            stage.question.prompt,
+            options.llm,
+            options.connection,
+            schema=cast(SchemaMode, facts["schema"]) if "schema" in facts else options.schema,
+            revision=options.revision,
+            reported=facts.get("revision", "") if not options.revision else "",
+            budget=options.budget,
+            spent=stage.spent(),
+            on_reply=keep,
+            on_found=stage.found,
+        )
+
+
+def _batch(
+    stage: Stage,
+    todo: Sequence[Ask],
+    options: PriorOptions,
+    step: BatchStep,
+    progress: ConsoleProgress,
+) -> bool:
+    """A step of the batch interface; returns whether every clip has its answer."""
+    journal, connection, schema = stage.journal, options.connection, options.schema
+    facts = stage.facts()
+    if "schema" in facts:
+        schema = cast(SchemaMode, facts["schema"])
+    brought = None
+    words = stage.question.prompt, options.llm
+    reported = "" if options.revision else facts.get("revision", "")
+    if step == "prepare":
+        for path in batch.prepare(journal, todo, *words, schema=schema):
+            progress.line(f"prepared {path}")
+    elif step == "submit":
+        batch.submit(journal, connection)
+    elif step == "download":
+        brought = batch.download(
+            journal, options.llm, connection,
+            revision=options.revision, reported=reported, on_found=stage.found,
+        )  # fmt: skip
+    elif step == "resume":
+        brought, _ = batch.resume(
+            journal, todo, *words, connection,
+            schema=schema, revision=options.revision, reported=reported, on_found=stage.found,
+        )  # fmt: skip
+    statuses = batch.status(journal, connection) if step in ("submit", "status", "resume") else []
+    for one in statuses:
+        problem = f": {one.problem}" if one.problem else ""
+        progress.line(
+            f"{one.file} {one.batch}: {one.state}, {one.n_completed} of {one.n} answered, "
+            f"{one.n_failed} failed{problem}"
+        )
+    if brought is not None:
+        progress.line(
+            f"{brought.n_replies} replies downloaded, {brought.n_left} clips of ended batches left"
+        )
+    n_left = len(stage.todo())
+    if brought is not None and stage.replies():
+        report = stage.finish(_provenance(options))
+        for line in report.lines():
+            progress.line(line)
+        return not n_left and not report.missing
+    progress.line(f"{stage.question.name}: {n_left} clips are not answered yet")
+    return not n_left or step in ("prepare", "submit")
+
+
+def _provenance(options: PriorOptions) -> dict[str, object]:
+    parts = urlsplit(options.connection.endpoint)
+    return {
+        "endpoint": f"{parts.scheme}://{parts.hostname}" if parts.hostname else "default",
+        "openai": importlib.metadata.version("openai"),
+    }
