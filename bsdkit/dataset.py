@@ -380,9 +380,10 @@ def inspect_audio(
     """
     digests, seconds = [], []
     with ThreadPoolExecutor(n_threads) as pool:
-        for digest, duration in pool.map(_inspect, clips.audio):
+        for i, (digest, duration) in enumerate(pool.map(_inspect, clips.audio)):
             digests.append(digest)
-            seconds.append(duration)
+            # without a file, what the metadata say is all there is
+            seconds.append(float(clips.duration[i]) if clips.audio[i] is None else duration)
             if progress:
                 progress(len(digests))
     return replace(clips, sha256=_strings(digests), duration=np.array(seconds, np.float32))

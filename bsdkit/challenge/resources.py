@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.registry import backbone_classes
+from bsdkit.text import template_name
 
 __all__ = [
     "CUT_OFF",
@@ -188,11 +189,20 @@ def backbone_uses(specs: Mapping[str, Mapping[str, object]]) -> tuple[BackboneUs
     for feature, spec in specs.items():
         encoder = spec.get("encoder")  # of a prior: the model that it comes from
         use = _use_of(feature, encoder if isinstance(encoder, Mapping) else spec)
-        key = use.name, use.weights
-        if key in uses:
-            use = _joined(uses[key], use)
-        uses[key] = use
+        for one in (use, *_writer(feature, spec)):
+            key = one.name, one.weights
+            uses[key] = _joined(uses[key], one) if key in uses else one
     return tuple(uses.values())
+
+
+def _writer(feature: str, spec: Mapping[str, object]) -> tuple[BackboneUse, ...]:
+    """The language model that wrote the texts which a feature embeds, if one did."""
+    *_, origin = str(spec.get("text_template") or "").split(" | ")
+    name, _, model = origin.partition("@")[0].partition(".")
+    if template_name(str(spec.get("text_template") or "")) != name or not model:
+        return ()
+    what = f"language model, {model}, which wrote a {name} of each clip's metadata"
+    return (BackboneUse(model, Resource(model, what), features=(feature,), kinds=("text",)),)
 
 
 def _joined(first: BackboneUse, second: BackboneUse) -> BackboneUse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ __all__ = [
     "Prompt",
     "Reply",
     "SchemaMode",
+    "own_name",
     "read_body",
     "read_temperature",
     "slug",
@@ -38,6 +40,23 @@ def slug(model: str) -> str:
     last = model.rstrip("/").rpartition("/")[2]
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last)
     return kept.strip("._-") or "model"
+
+
+def own_name(name: str, kind: str) -> str:
+    """The name of a prior or of summaries, if it can be one.
+
+    Args:
+        name: what it is to be called.
+        kind: its first part, which says what it is.
+
+    Raises:
+        PriorError: it begins otherwise, or has signs that recipes and files cannot hold.
+    """
+    if not re.fullmatch(rf"{kind}\.[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?", name):
+        raise PriorError(
+            f"--name {name}: expected {kind}. and letters, digits, dots, - or _, e.g. {kind}.mine"
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def audit_priors(store: Store) -> list[PriorAudit]:
     those that have a label and both priors. Nothing is fitted, so no clip's label has a say.
 
     Raises:
-        PriorError: the store has no such prior, or no labels.
+        PriorError: the store has no such prior, or no labels; or a prior has other classes.
     """
     clips = store.clips
     if not (clips.labels >= 0).any():
@@ -88,6 +88,12 @@ def audit_priors(store: Store) -> list[PriorAudit]:
         raise PriorError(
             f"{store.path} has no {PRIOR}; make one with bsdkit priors --store {store.path}"
         )
+    for info in infos:
+        if info.spec.get("classes") != list(clips.taxonomy.labels):
+            raise PriorError(
+                f"{info.feature} has other classes than {store.path}: run bsdkit priors again, or "
+                f"delete {info.path}"
+            )
     texts = build_texts(clips, next(iter(TEMPLATES.values())))
     named = named_classes(texts, clips.taxonomy)
     return [_audit(store, info, _masked_of(info, infos), named) for info in plain]
@@ -100,12 +106,13 @@ def _template(info: FeatureInfo) -> str:
 def _masked_of(info: FeatureInfo, infos: list[FeatureInfo]) -> FeatureInfo | None:
     """The prior of the same model that was made from masked metadata, if it is there."""
     facts = {k: v for k, v in info.spec.items() if k not in _BY_ITSELF}
+    own = str(info.spec.get("text_template", ""))
     return next(
         (
             other
             for other in infos
             if other.feature == info.feature
-            and _template(other) == "masked"
+            and str(other.spec.get("text_template", "")).startswith(own + " | masks ")
             and first_difference(other.spec, facts) is None
         ),
         None,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ def prepare(
             {
                 "file": name,
                 "sha256": hashlib.sha256(data).hexdigest(),
+                # tells a batch of this file from one that was made, and read, of the same requests
+                "token": secrets.token_hex(16),
                 "keys": list(lines),
                 "schema": mode,
                 "model": settings.model,
@@ -163,8 +166,8 @@ def prepare(
 def submit(journal: Journal, connection: Connection) -> list[BatchStatus]:
     """Uploads and submits the prepared files that are not submitted.
 
-    A batch of the server that carries the sha256 of the file, and that this journal does not
-    know, was submitted by a run that was killed before it could note so: it is taken over.
+    A batch of the server that carries the file's token, and that this journal does not know, was
+    submitted by a run that was killed before it could note so: it is taken over.
 
     Args:
         journal: where `prepare` has written.
@@ -208,6 +211,7 @@ def download(
     *,
     revision: str = "",
     reported: str = "",
+    is_resumed: bool = False,
     on_found: Callable[[SchemaMode, str], None],
 ) -> Downloaded:
     """Puts the answers of ended batches into the journal, also of those that ended halfway.
@@ -221,6 +225,7 @@ def download(
         connection: where the server is.
         revision: see `bsdkit.priors.chat.ask_all`.
         reported: see `bsdkit.priors.chat.ask_all`.
+        is_resumed: see `bsdkit.priors.chat.ask_all`.
         on_found: as in `bsdkit.priors.chat.ask_all`.
 
     Raises:
@@ -231,7 +236,7 @@ def download(
     total = Downloaded()
     if not any(map(_is_open, state)):
         return total
-    reader = _Reader(journal, settings, revision, reported, on_found)
+    reader = _Reader(journal, settings, revision, reported, is_resumed, on_found)
     with _Service(connection, _model(state)) as service:
         reader.words = service.access.words
         for entry in filter(_is_open, state):
@@ -241,6 +246,8 @@ def download(
             one = reader.read(entry, service.lines(batch))
             entry["is_downloaded"] = True
             _keep(journal, state)
+            if reader.problem is not None:
+                raise reader.problem
             total = Downloaded(
                 *(getattr(total, name) + getattr(one, name) for name in Downloaded.__match_args__)
             )
@@ -257,6 +264,7 @@ def resume(
     schema: Literal["auto"] | SchemaMode = "auto",
     revision: str = "",
     reported: str = "",
+    is_resumed: bool = False,
     on_found: Callable[[SchemaMode, str], None],
 ) -> tuple[Downloaded, list[BatchStatus]]:
     """Does what is to be done next: `download`, then `prepare` and `submit` what is missing.
@@ -270,10 +278,22 @@ def resume(
         PriorError: see there.
     """
     brought = download(
-        journal, settings, connection, revision=revision, reported=reported, on_found=on_found
+        journal,
+        settings,
+        connection,
+        revision=revision,
+        reported=reported,
+        is_resumed=is_resumed,
+        on_found=on_found,
     )
     prepare(journal, asks, prompt, settings, schema=schema)
     return brought, submit(journal, connection)
+
+
+def open_keys(journal: Journal) -> set[str]:
+    """Keys of the clips that are in batches whose answers were not downloaded."""
+    entries = [entry for entry in _state(journal) if not entry["is_downloaded"]]
+    return {key for entry in entries for key in entry["keys"]}
 
 
 def _state(journal: Journal) -> _State:
@@ -348,7 +368,7 @@ def _submit(journal: Journal, state: _State, entry: dict[str, Any], service: _Se
     def make() -> None:
         # each try looks first: the one before may have arrived without our hearing of it
         for batch in service.client.batches.list(limit=100):
-            is_ours = (batch.metadata or {}).get(_TAG) == entry["sha256"]
+            is_ours = (batch.metadata or {}).get(_TAG) == entry["token"]
             if is_ours and batch.id not in known:
                 _note(entry, batch)
                 return
@@ -361,7 +381,7 @@ def _submit(journal: Journal, state: _State, entry: dict[str, Any], service: _Se
             input_file_id=entry["input"],
             endpoint=_ENDPOINT,
             completion_window="24h",
-            metadata={_TAG: entry["sha256"]},
+            metadata={_TAG: entry["token"]},
         )
         _note(entry, batch)
 
@@ -464,6 +484,7 @@ class _Reader:
         settings: LLMSettings,
         revision: str,
         reported: str,
+        is_resumed: bool,
         on_found: Callable[[SchemaMode, str], None],
     ) -> None:
         self.journal = journal
@@ -474,14 +495,16 @@ class _Reader:
         known = journal.replies()
         self.known = set(known)
         self.words: Callable[[object], str] = str
-        self.is_new = not reported and all(r.finish == "rejected" for r in known.values())
+        self.problem: PriorError | None = None
+        self.is_new = not (reported or is_resumed) and all(
+            r.finish == "rejected" for r in known.values()
+        )
 
     def read(self, entry: dict[str, Any], lines: Sequence[bytes]) -> Downloaded:
         """Keeps the replies of a batch; all of them are on the disk when this returns."""
         keys = set(entry["keys"])
         replies: dict[str, Reply] = {}
         n_unknown = n_repeated = n_unreadable = 0
-        problem: PriorError | None = None
         for line in lines:
             value = _object(line)
             if value is None:
@@ -499,7 +522,7 @@ class _Reader:
                 continue
             if not self.is_named and reply.model:
                 if self.revision and reply.model != self.revision:
-                    problem = another_model(self.settings.model, self.revision, reply.model)
+                    self.problem = another_model(self.settings.model, self.revision, reply.model)
                     break
                 self.revision = reply.model
             replies[reply.key] = reply
@@ -512,8 +535,6 @@ class _Reader:
         self.journal.extend(replies.values())
         self.known |= set(replies)
         self.is_new = self.is_new and not answered
-        if problem is not None:
-            raise problem
         n_left = len(keys - self.known)
         return Downloaded(len(replies), n_left, n_unknown, n_repeated, n_unreadable)
 

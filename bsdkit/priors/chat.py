@@ -381,6 +381,7 @@ def ask_all(
     schema: Literal["auto"] | SchemaMode = "auto",
     revision: str = "",
     reported: str = "",
+    is_resumed: bool = False,
     budget: Budget = _NO_LIMIT,
     spent: tuple[int, int] = (0, 0),
     on_reply: Callable[[Reply], None],
@@ -400,6 +401,7 @@ def ask_all(
         reported: the model that earlier answers report, where there are any and no `revision`
             was given; an answer of another one ends the run. Where it is empty, a server that
             rejects all of the first five clips ends it too.
+        is_resumed: whether there are earlier answers, so that the request is known to be right.
         budget: what may be spent. A request is sent only if it, those on their way and what was
             spent fit, each counted as the longest so far (the first as its estimate and
             `LLMSettings.max_tokens`). Tries without an answer are not counted: no server says
@@ -429,7 +431,7 @@ def ask_all(
         connection=connection,
         schema="json_schema" if schema == "auto" else schema,
         is_auto=schema == "auto",
-        is_new=not reported,
+        is_new=not (reported or is_resumed),
         is_named=bool(revision),
         revision=revision or reported,
         budget=budget,

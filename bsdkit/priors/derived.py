@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import slug
+from bsdkit.priors.ask import own_name, slug
 from bsdkit.priors.audio_language import OUTPUT
 from bsdkit.priors.encoder import TEXT_ENCODER, encoder_prior
 from bsdkit.priors.scores import prior_of_scores
@@ -47,7 +47,7 @@ def audio_prior(store: Store, backbone: Backbone, name: str = "") -> Path:
         "encoder": source,
         "version": VERSION,
     }
-    name = name or f"{PRIOR}.{slug(backbone.name)}"
+    name = own_name(name or f"{PRIOR}.{slug(backbone.name)}", PRIOR)
     return prior_of_scores(store, name, spec, rows, rows.embedding.astype(float), {})
 
 

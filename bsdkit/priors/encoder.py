@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import slug
+from bsdkit.priors.ask import own_name, slug
 from bsdkit.priors.scores import prior_of_scores
 from bsdkit.store.feature import read_feature
 from bsdkit.store.specs import PRIOR, Spec
@@ -66,12 +66,14 @@ def class_texts(taxonomy: Taxonomy, pattern: str = CLASS_TEXT) -> list[str]:
     if not fields or not fields <= set(_FIELDS):
         listed = ", ".join(f"{{{name}}}" for name in _FIELDS)
         raise PriorError(f"class text {pattern!r}: expected words with one or more of {listed}")
-    texts = [
-        " ".join(pattern.format(**{name: getattr(c, name) or "" for name in _FIELDS}).split())
-        .strip(" .")
-        .replace(" .", "")
-        for c in taxonomy.classes
-    ]
+    try:
+        filled = [
+            pattern.format(**{name: getattr(c, name) or "" for name in _FIELDS})
+            for c in taxonomy.classes
+        ]
+    except (ValueError, AttributeError, IndexError) as error:
+        raise PriorError(f"class text {pattern!r}: {error}") from None
+    texts = [" ".join(text.split()).strip(" .").replace(" .", "") for text in filled]
     for i, text in enumerate(texts):
         if text in texts[:i]:
             first = taxonomy.labels[texts.index(text)]
@@ -130,7 +132,7 @@ def encoder_prior(
     spec = encoder_spec(info.spec, taxonomy, texts)
     return prior_of_scores(
         store,
-        name or f"{PRIOR}.{slug(info.feature)}",
+        own_name(name or f"{PRIOR}.{slug(info.feature)}", PRIOR),
         spec,
         rows,
         SCALE * cosines,

@@ -21,8 +21,9 @@ from typing import Literal
 
 import numpy as np
 
-from bsdkit.errors import PriorError
-from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, slug
+from bsdkit.errors import CorruptStore, PriorError
+from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, own_name, slug
+from bsdkit.priors.cost import estimate_tokens, tokens_of_request
 from bsdkit.priors.journal import Journal
 from bsdkit.priors.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.priors.parse import PARSER_VERSION, parse_classes, parse_summary
@@ -33,7 +34,6 @@ from bsdkit.store.feature import (
     FeatureRows,
     feature_path,
     read_feature,
-    read_info,
     write_feature,
 )
 from bsdkit.store.specs import PRIOR, Spec, first_difference, spec_hash
@@ -158,7 +158,7 @@ def class_question(
         "dtype": "float32",
         "classes": list(taxonomy.labels),
     }
-    name = name or f"{PRIOR}.{slug(settings.model)}"
+    name = own_name(name or f"{PRIOR}.{slug(settings.model)}", PRIOR)
     return Question(name, "prior", prompt, parse, spec, template)
 
 
@@ -196,7 +196,7 @@ def likelihood_question(
         "dtype": "float32",
         "classes": list(taxonomy.labels),
     }
-    name = name or f"{PRIOR}.{slug(scorer.name)}"
+    name = own_name(name or f"{PRIOR}.{slug(scorer.name)}", PRIOR)
     return Question(name, "prior", prompt, parse, spec, template)
 
 
@@ -246,7 +246,7 @@ def summary_question(
         return Row(None, parsed.text, reason=parsed.reason)
 
     spec = {**_common(prompt, settings, template, revision), "kind": SUMMARY}
-    name = name or f"{SUMMARY}.{slug(settings.model)}"
+    name = own_name(name or f"{SUMMARY}.{slug(settings.model)}", SUMMARY)
     return Question(name, "summary", prompt, parse, spec, template)
 
 
@@ -336,7 +336,12 @@ class Stage:
         for info in self.store.infos():
             if info.feature == name and info.spec.get("backbone") == LLM:
                 rows = read_feature(info.path)
-                if rows.replies is not None and rows.checksum() == info.checksum:
+                if rows.checksum() != info.checksum:
+                    raise CorruptStore(
+                        f"{info.path} does not match its checksum: its replies cannot be trusted; "
+                        "bring a copy back, or delete it and ask again"
+                    )
+                if rows.replies is not None:
                     found.append((info.spec, rows.replies.tolist()))
         return found
 
@@ -356,9 +361,15 @@ class Stage:
             StoreLocked: another process is at it.
         """
         with self.journal.lock():
-            yield
-            if {path.name for path in self.journal.folder.iterdir()} <= {"lock"}:
-                self.journal.remove()
+            try:
+                yield
+            finally:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """Removes a journal with nothing in it."""
+        if {path.name for path in self.journal.folder.iterdir()} <= {"lock"}:
+            self.journal.remove()
 
     def todo(self, *, is_failed_again: bool = False) -> list[Ask]:
         """The clips that have no answer.
@@ -375,9 +386,16 @@ class Stage:
         ]
 
     def spent(self) -> tuple[int, int]:
-        """Tokens in and out of all replies so far."""
-        replies = self.replies().values()
-        return sum(r.tokens_in for r in replies), sum(r.tokens_out for r in replies)
+        """Tokens in and out of all replies so far, estimated where the server does not count."""
+        replies = self.replies()
+        contents = {ask.key: ask.content for ask in self.asks}
+        sent = answered = 0
+        for key, reply in replies.items():
+            # where the server does not count, what was estimated was spent
+            content, prompt = contents.get(key, ""), self.question.prompt
+            sent += reply.tokens_in or tokens_of_request(content, prompt)
+            answered += reply.tokens_out or estimate_tokens(reply.content)
+        return sent, answered
 
     def found(self, schema: SchemaMode, revision: str) -> None:
         """Keeps how the server is asked for JSON, and which model it says has answered."""
@@ -385,6 +403,8 @@ class Stage:
 
     def finish(self, provenance: Mapping[str, object]) -> LLMReport:
         """Reads all replies and writes the file, which holds them from then on.
+
+        Replies about clips or metadata that the store has not now stay in the journal.
 
         Args:
             provenance: what else is to stand beside the spec.
@@ -413,7 +433,13 @@ class Stage:
              "tokens_out": tokens[1], "dropped": dict(dropped)},
         )  # fmt: skip
         n_left = len(self.asks) - len(answered)
+        facts_known = self.journal.facts()
         self.journal.clear()
+        asked = {ask.key for ask in self.asks}
+        left = [reply for key, reply in replies.items() if key not in asked]
+        if left:  # of clips, or of texts, that the table has not now and may have again
+            self.journal.extend(left)
+            self.journal.set_facts(facts_known or dict(facts))
         self.__dict__.pop("_finished", None)
         other = np.array([row.other for row in parsed])
         return LLMReport(
@@ -464,6 +490,6 @@ class Stage:
             replies=raw,
         )
         path = feature_path(store, name, spec)
-        if not path.is_file() or read_info(path).checksum != feature_rows.checksum():
+        if not path.is_file() or read_feature(path).checksum() != feature_rows.checksum():
             write_feature(path, name, spec, feature_rows, provenance)
         return path

@@ -14,7 +14,7 @@ from bsdkit.store.feature import (
     OK,
     FeatureRows,
     feature_path,
-    read_info,
+    read_feature,
     write_feature,
 )
 from bsdkit.store.specs import Spec
@@ -53,7 +53,7 @@ def prior_of_scores(
         embedding=probabilities.astype(np.float32),
     )
     path = feature_path(store.path, name, spec)
-    if path.is_file() and read_info(path).checksum == made.checksum():
+    if path.is_file() and read_feature(path).checksum() == made.checksum():
         return path
     write_feature(path, name, spec, made, provenance)
     return path

@@ -16,14 +16,16 @@ from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore, StoreError
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
 from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.priors.ask import Ask
 from bsdkit.priors.audio_language import OUTPUT, with_question
 from bsdkit.priors.derived import make_prior
 from bsdkit.priors.llm import LLM, SUMMARY
+from bsdkit.priors.prompt import clip_contents
 from bsdkit.report.progress import Bar, ConsoleProgress
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
 from bsdkit.store.specs import first_difference
 from bsdkit.store.store import Store
-from bsdkit.store.texts import find_texts
+from bsdkit.store.texts import Texts, find_texts
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.text import (
     TEMPLATES,
@@ -101,6 +103,8 @@ def extract_dataset(
         progress.line(line)
     with progress:
         opened, clips = fill_table(clips, store, progress)
+        if template.texts:
+            template = _without_stale(template, find_texts(store, template.origin), clips, progress)
         reports = extract(
             wanted,
             clips,
@@ -143,6 +147,24 @@ def find_template(
         return with_texts(usual, found.by_clip, found.origin)
     template = get_template(name)
     return masked(template, taxonomy) if is_masked else template
+
+
+def _without_stale(
+    template: TextTemplate, texts: Texts, clips: Clips, progress: ConsoleProgress
+) -> TextTemplate:
+    """The template without texts that were made of other metadata than the clips have now."""
+    of_these = _template_of(texts.spec["text_template"], clips.taxonomy)
+    contents = clip_contents(clips, template=of_these)
+    now = {str(c): Ask(str(c), text).sha256 for c, text in zip(clips.ids, contents, strict=True)}
+    made_of = dict(zip(texts.rows.ids, texts.rows.source_sha256, strict=True))
+    current = {c: text for c, text in template.texts.items() if now.get(c) == made_of[c]}
+    n_without = len(clips) - len(current)
+    if n_without:
+        progress.line(
+            f"{n_without} of {len(clips)} clips have no current {texts.name}: their metadata stand "
+            "in (bsdkit priors --summaries writes what is missing)"
+        )
+    return replace(template, texts=current)
 
 
 def fill_table(clips: Clips, store: Path, progress: ConsoleProgress) -> tuple[Store, Clips]:
@@ -363,7 +385,7 @@ def _backbones_of(
                     f"the run was trained on {feature} with {field} = {before!r}, this version "
                     f"has {now!r}; embed the training clips again and fit again"
                 )
-        found.setdefault(template.name, (template, []))[1].append((backbone, outputs))
+        found.setdefault(template.describe(), (template, []))[1].append((backbone, outputs))
     return list(found.values())
 
 

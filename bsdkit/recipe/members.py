@@ -68,17 +68,16 @@ def member_plan(name: str, recipe: Recipe) -> MemberPlan:
 def member_inputs(plan: MemberPlan, features: Features) -> Inputs:
     """The member's inputs: its features, concatenated, and which clips have what they need.
 
-    A clip needs every embedding. A prior it may lack: its row is then zeros. Where a member has
-    priors alone, a clip needs one of them.
+    A clip needs every embedding, and priors that were made for it. A prior that was asked for and
+    could not be read is zeros; where a member has priors alone, a clip needs one that could.
     """
     parts = [features.arrays[name] for name in plan.features]
     columns = [list(features.arrays).index(name) for name in plan.features]
     X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     is_there = ~features.is_missing[:, columns]
-    is_embedding = np.array([not is_prior(features.infos[name].spec) for name in plan.features])
-    is_present = (
-        is_there[:, is_embedding].all(axis=1) if is_embedding.any() else is_there.any(axis=1)
-    )
+    may_fail = np.array([is_prior(features.infos[name].spec) for name in plan.features])
+    is_known = is_there | (features.is_failed[:, columns] & may_fail)
+    is_present = is_known.all(axis=1) & is_there.any(axis=1)
     return Inputs(X, tuple(p.shape[1] for p in parts), np.asarray(is_present))
 
 
@@ -186,22 +185,19 @@ class Workbench:
         return self._inputs[plan.features]
 
     def _check_missing(self, plan: MemberPlan, features: Features) -> None:
-        # a clip may lack a prior: a reply that cannot be read is an answer too
-        n_missing = np.array(
-            [
-                0 if is_prior(info.spec) else int(is_missing.sum())
-                for info, is_missing in zip(
-                    features.infos.values(), features.is_missing.T, strict=True
-                )
-            ]
-        )
+        # a reply that cannot be read is an answer too
+        may_fail = np.array([is_prior(info.spec) for info in features.infos.values()])
+        is_lacking = features.is_missing & ~(features.is_failed & may_fail)
+        n_missing = is_lacking.sum(axis=0)
         if self.recipe.missing == "refuse" and n_missing.any():
             i = int(n_missing.argmax())
             clips = self.store.clips
-            example = clips.ids[np.flatnonzero(features.is_missing[:, i])[0]]
+            example = clips.ids[np.flatnonzero(is_lacking[:, i])[0]]
+            what = "row" if may_fail[i] else "embedding"
+            command = "priors" if may_fail[i] else "extract"
             raise IncompleteStore(
                 f"{self.store.path}: {n_missing[i]} of {len(clips)} clips have no "
-                f"{plan.features[i]} embedding, e.g. {example}; run bsdkit extract again, or write "
+                f"{plan.features[i]} {what}, e.g. {example}; run bsdkit {command} again, or write "
                 "missing: skip in the recipe"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import urlsplit
@@ -147,6 +148,8 @@ def make_priors(
     engine = options.engine or choose_engine(options.model)
     if engine not in ENGINES:
         raise PriorError(f"unknown engine {engine!r}: {nearest(engine, ENGINES)}")
+    if engine != "openai":
+        _refuse_server_options(engine, options)
     if options.summaries and engine != "openai":
         raise PriorError(
             f"{options.model} writes no summaries; give a chat model: --engine openai --model "
@@ -159,6 +162,24 @@ def make_priors(
             return _heard(store, clips, options, progress)
         return _scored(store, options, progress)
     return _asked(store, options, progress)
+
+
+def _refuse_server_options(engine: str, options: PriorOptions) -> None:
+    """What only a server can do must not be passed over in silence."""
+    budget = options.budget
+    given = {
+        "--endpoint": bool(options.connection.endpoint),
+        "--dry-run": options.is_dry,
+        "--retry-failed": options.is_failed_again,
+        "--batch": options.batch is not None,
+        "--budget": budget.money is not None or budget.tokens is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise PriorError(
+                f"{name} is for a model on a server, and {options.model} runs here ({engine}); "
+                "give --model with the name that the server knows, or --engine openai"
+            )
 
 
 def _template(store: Store, options: PriorOptions) -> TextTemplate:
@@ -254,7 +275,8 @@ def _heard(store: Store, clips: Clips, options: PriorOptions, progress: ConsoleP
     for line in summary_lines(reports):
         progress.line(line)
     path = audio_prior(store, backbone, options.name)
-    progress.line(f"{path.name.rpartition('-')[0]}: {len(clips)} clips -> {path}")
+    n_made = int((read_feature(path).state == OK).sum())
+    progress.line(f"{path.name.rpartition('-')[0]}: {n_made} of {len(clips)} clips -> {path}")
     return not any(report.failures for report in reports)
 
 
@@ -297,11 +319,22 @@ def _asked(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bo
             return True
         if options.is_failed_again and stage.journal.replies():
             stage.finish(_provenance(options))  # so that new replies come after these
+        if options.batch is not None and options.budget != Budget(
+            None, None, options.budget.price_in, options.budget.price_out
+        ):
+            raise PriorError("--batch has no budget: see --dry-run for what it will cost at most")
         if options.batch is not None:
             return _batch(stage, todo, options, options.batch, progress)
+        waiting = batch.open_keys(stage.journal) & {ask.key for ask in todo}
+        if waiting:
+            raise PriorError(
+                f"{len(waiting)} of these clips are in a batch: bsdkit priors ... --batch resume; "
+                f"or remove {stage.journal.folder} to forget it"
+            )
         outcome = _ask(stage, todo, options, progress) if todo else None
-        if outcome is not None and outcome.failed and not stage.replies():
-            raise PriorError(f"no clip was answered: {next(iter(outcome.failed.values()))}")
+        if outcome is not None and not stage.replies():
+            reason = outcome.stopped or next(iter(outcome.failed.values()), "nothing was asked")
+            raise PriorError(f"no clip was answered: {reason}")
         report = stage.finish(_provenance(options))
     for line in report.lines():
         progress.line(line)
@@ -347,6 +380,7 @@ def _ask(
             schema=cast(SchemaMode, facts["schema"]) if "schema" in facts else options.schema,
             revision=options.revision,
             reported=facts.get("revision", "") if not options.revision else "",
+            is_resumed=bool(stage.replies()),
             budget=options.budget,
             spent=stage.spent(),
             on_reply=keep,
@@ -368,6 +402,7 @@ def _batch(
         schema = cast(SchemaMode, facts["schema"])
     brought = None
     words = stage.question.prompt, options.llm
+    is_resumed = bool(stage.replies())
     reported = "" if options.revision else facts.get("revision", "")
     if step == "prepare":
         for path in batch.prepare(journal, todo, *words, schema=schema):
@@ -377,12 +412,14 @@ def _batch(
     elif step == "download":
         brought = batch.download(
             journal, options.llm, connection,
-            revision=options.revision, reported=reported, on_found=stage.found,
+            revision=options.revision, reported=reported, is_resumed=is_resumed,
+            on_found=stage.found,
         )  # fmt: skip
     elif step == "resume":
         brought, _ = batch.resume(
             journal, todo, *words, connection,
-            schema=schema, revision=options.revision, reported=reported, on_found=stage.found,
+            schema=schema, revision=options.revision, reported=reported, is_resumed=is_resumed,
+            on_found=stage.found,
         )  # fmt: skip
     statuses = batch.status(journal, connection) if step in ("submit", "status", "resume") else []
     for one in statuses:
@@ -409,5 +446,5 @@ def _provenance(options: PriorOptions) -> dict[str, object]:
     parts = urlsplit(options.connection.endpoint)
     return {
         "endpoint": f"{parts.scheme}://{parts.hostname}" if parts.hostname else "default",
-        "openai": importlib.metadata.version("openai"),
+        "openai": importlib.metadata.version("openai") if find_spec("openai") else "",
     }

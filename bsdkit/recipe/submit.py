@@ -224,7 +224,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
         member = recipe.members[name]
         weight = float(run.weights.get(name, 0.0))
         if member.imported:
-            stated = specs[member.imported].get("parameters")
+            stated = theirs.get(member.imported, {}).get("parameters")
             count = None if stated is None else round(float(str(stated)) * 1e6)
             members.append(Member(name, "trained elsewhere", (), count, weight))
             continue

@@ -30,11 +30,13 @@ class Features:
     Attributes:
         arrays: float32 [n_clips, dim] by feature name; zeros where a row is missing.
         is_missing: [n_clips, n_features] whether a clip has no embedding of a feature.
+        is_failed: [n_clips, n_features] whether it has none because it was tried and failed.
         infos: what each feature file says of itself, by feature name.
     """
 
     arrays: dict[str, npt.NDArray[np.float32]]
     is_missing: npt.NDArray[np.bool_]
+    is_failed: npt.NDArray[np.bool_]
     infos: dict[str, FeatureInfo]
 
 
@@ -110,7 +112,8 @@ class Store:
         Args:
             feature: a name such as ``clap.audio``. Where a store holds several specs of it, with
                 the first digits of the spec's hash, ``clap.audio@1f3a``, or with the name of the
-                text template, ``minilm@summary``; without either, the usual template's is meant.
+                text template, ``minilm@summary``; without either, the usual template's is meant
+                where there are several.
             expect: fields of the spec that must hold; may be partial.
 
         Raises:
@@ -171,8 +174,8 @@ class Store:
 
     def _places(
         self, ids: npt.NDArray[np.bytes_], state: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.int64]:
-        """For each clip of the table, its row in a feature file, or -1."""
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """For each clip of the table, its row in a feature file or -1, and whether it failed."""
         if np.array_equal(ids, self._encoded_ids):
             places = np.arange(len(ids), dtype=np.int64)
         else:
@@ -180,9 +183,10 @@ class Store:
             places = np.array(
                 [index.get(clip, -1) for clip in self._encoded_ids.tolist()], np.int64
             )
-        present = places >= 0
-        present[present] = state[places[present]] == OK
-        return np.where(present, places, -1)
+        has_row = places >= 0
+        present = has_row.copy()
+        present[has_row] = state[places[has_row]] == OK
+        return np.where(present, places, -1), has_row & ~present
 
     def features(self, names: Sequence[str], expect: Mapping[str, Spec] | None = None) -> Features:
         """Features of all clips, float32, in clips-table order, with a mask of missing rows.
@@ -198,10 +202,11 @@ class Store:
         arrays: dict[str, npt.NDArray[np.float32]] = {}
         infos: dict[str, FeatureInfo] = {}
         is_missing = np.zeros((len(self.clips), len(names)), bool)
+        is_failed = np.zeros_like(is_missing)
         for column, name in enumerate(names):
             infos[name] = self.info(name, (expect or {}).get(name))
             ids, state, embedding = read_embedding(infos[name].path)
-            places = self._places(ids, state)
+            places, is_failed[:, column] = self._places(ids, state)
             is_missing[:, column] = places < 0
             if len(ids) == len(places) and (places == np.arange(len(places))).all():
                 matrix = embedding
@@ -209,4 +214,4 @@ class Store:
                 matrix = embedding[places]
                 matrix[is_missing[:, column]] = 0
             arrays[name] = matrix.astype(np.float32, copy=False)
-        return Features(arrays, is_missing, infos)
+        return Features(arrays, is_missing, is_failed, infos)

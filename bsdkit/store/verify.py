@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
-from bsdkit.store.feature import OK, read_feature, read_info
+from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
 from bsdkit.store.specs import spec_hash
 from bsdkit.store.store import Store
 
@@ -72,6 +72,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
             faults.append("it has no rows")
         if len(set(rows.ids)) != len(rows):
             faults.append("a clip id stands twice")
+        faults += _older_than_source(info, rows, store)
         is_ok = rows.state == OK
         values = rows.embedding[is_ok].astype(np.float32)
         n_bad = int((~np.isfinite(values)).any(axis=1).sum()) if len(values) else 0
@@ -100,6 +101,21 @@ def verify_store(store: Store) -> list[FeatureReport]:
             )
         )
     return reports
+
+
+def _older_than_source(info: FeatureInfo, rows: FeatureRows, store: Store) -> list[str]:
+    """What is wrong with a feature that was made from another one which has changed since."""
+    source = info.spec.get("encoder")
+    for other in store.infos():
+        if source is None or other.spec != source:
+            continue
+        found = read_feature(other.path)
+        now = dict(zip(found.ids, found.source_sha256, strict=True))
+        pairs = zip(rows.ids, rows.source_sha256, strict=True)
+        n_old = sum(now.get(clip, digest) != digest for clip, digest in pairs)
+        if n_old:
+            return [f"{n_old} rows are older than {other.feature}: run bsdkit priors again"]
+    return []
 
 
 @dataclass(frozen=True)

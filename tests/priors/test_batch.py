@@ -191,12 +191,15 @@ def test_what_is_wrong_for_all_or_another_model_is_said(tmp_path: Path) -> None:
         with pytest.raises(PriorError, match="was 'scripted-1' and now is 'another-model'"):
             go_on(journal, clips, server)
         assert len(journal.replies()) == 4
+        # what came before is kept, and the rest is asked anew under the name that is given
+        assert go_on(journal, clips, server, revision="x")[0].n_replies == 0
+        server.end_batch("batch-001")
         assert go_on(journal, clips, server, revision="x")[0].n_replies == 2
     with Server(tmp_path / "c", "--key another") as server:
         prepare(journal, asks(8), PROMPT, SETTINGS)
         with pytest.raises(PriorError, match="401: the key in the environment variable OPENAI"):
             submit(journal, to(server))
-    (journal.folder / "batch-001.jsonl").write_text("changed")
+    (journal.folder / "batch-002.jsonl").write_text("changed")
     with pytest.raises(PriorError, match="is not as it was prepared"):
         submit(journal, Connection("http://127.0.0.1:9/v1"))
     journal = Journal(tmp_path / "third")

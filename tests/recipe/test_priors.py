@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import csv
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ import pytest
 from bsdkit.backbones.registry import get_backbone
 from bsdkit.priors.ask import Reply
 from bsdkit.store import Store
-from bsdkit.store.feature import OK, read_feature, read_info
+from bsdkit.store.feature import OK, read_feature, read_info, write_feature
 from bsdkit.store.texts import find_texts
 from tests.conftest import ROOT, bsdkit_here
 from tests.priors.llm_server import Server, sha
@@ -268,13 +269,13 @@ def test_summaries_are_texts_that_extract_embeds(
     assert set(texts.by_clip) == set(clips.ids) and all(texts.by_clip.values())
     # extract reads metadata from a dataset; this one has no sounds, as texts need none
     data = tmp_path / "clips.csv"
-    data.write_text(
-        "sound_id,class,title\n"
-        + "".join(
-            f"{c},{clips.taxonomy.labels[y]},t\n"
-            for c, y in zip(clips.ids, clips.labels, strict=True)
-        )
-    )
+    with data.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["sound_id", "class", "title", "tags", "description", "duration"])
+        for i, clip in enumerate(clips.ids):
+            title = "another" if i < 2 else clips.title[i]
+            rows.writerow([clip, clips.taxonomy.labels[clips.labels[i]], title, clips.tags[i],
+                           clips.description[i], clips.duration[i]])  # fmt: skip
     new = tmp_path / "new"
     shutil.copytree(store / "texts", new / "texts")
     embedded = bsdkit_here(
@@ -283,7 +284,9 @@ def test_summaries_are_texts_that_extract_embeds(
     assert embedded.returncode == 0, embedded.stderr
     features = Store(new).features(["minilm@summary"])
     assert texts.origin in str(features.infos["minilm@summary"].spec["text_template"])
-    assert len(np.unique(features.arrays["minilm@summary"], axis=0)) > 10  # not all are "t"
+    assert len(np.unique(features.arrays["minilm@summary"], axis=0)) > 10
+    # a summary of other words than a clip has now is none of it
+    assert f"2 of {len(clips)} clips have no current summary.scripted" in embedded.stderr
 
 
 def test_a_local_model_scores_the_labels(store: Path, tmp_path: Path) -> None:
@@ -321,6 +324,10 @@ def test_a_local_model_scores_the_labels(store: Path, tmp_path: Path) -> None:
         (("--class-text", "{family_name}"), "gives 'm-sp' and 'm-si' the same words, 'Music'"),
         (("--model", "m", "--budget", "1"), "needs both prices: give --price-in and --price-out"),
         (("--engine", "transformers", "--model", "./gone"), "no folder ./gone"),
+        (("--dry-run",), "--dry-run is for a model on a server, and minilm runs here"),
+        (("--endpoint", "http://x/v1"), "--endpoint is for a model on a server, and minilm"),
+        (("--name", "../prior.x"), "--name ../prior.x: expected prior. and letters, digits"),
+        (("--class-text", "{name:d}"), "class text '{name:d}': Unknown format code 'd'"),
     ],
 )
 def test_what_cannot_be_made_says_so_in_one_line(
@@ -406,3 +413,61 @@ def test_the_batch_interface_step_by_step(store: Path, server: Server) -> None:
     plain = read_feature(priors_of(store)).embedding
     assert ask(store, server.url, *few, "resume").returncode == 0
     assert (read_feature(priors_of(store)).embedding == plain).all()
+
+
+def test_replies_that_are_not_asked_for_now_are_kept(store: Path, server: Server) -> None:
+    """A smaller table, changed words and back again: nothing is paid for twice."""
+    from bsdkit.store.clips_table import write_clips
+    from tests.recipe.test_whole_chain import part_of
+
+    clips = Store(store).clips
+    n = len(clips)
+    assert ask(store, server.url).returncode == 0
+    write_clips(store / "clips.h5", part_of(clips, np.arange(n // 2)))
+    assert ask(store, server.url).returncode == 0
+    assert len(read_feature(priors_of(store))) == n // 2
+    write_clips(store / "clips.h5", clips)
+    assert ask(store, server.url).returncode == 0
+    assert len(server.events("answer")) == n and len(read_feature(priors_of(store))) == n
+    assert not list(store.glob("*.replies"))
+    # what does not match its checksum is not paid for again either
+    path = priors_of(store)
+    data = bytearray(path.read_bytes())
+    place = data.find(read_feature(path).embedding[5].tobytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    broken = ask(store, server.url)
+    assert broken.returncode == 2 and "does not match its checksum" in broken.stderr
+    assert len(server.events("answer")) == n
+
+
+def test_batches_and_chats_do_not_ask_the_same(store: Path, server: Server) -> None:
+    assert ask(store, server.url, "--batch", "resume").returncode == 1
+    both = ask(store, server.url)
+    assert (
+        both.returncode == 2 and "are in a batch: bsdkit priors ... --batch resume" in both.stderr
+    )
+    priced = ask(store, server.url, "--batch", "resume", "--budget-tokens", 1)
+    assert priced.returncode == 2 and "--batch has no budget" in priced.stderr
+    assert not server.events("answer")
+
+
+@pytest.mark.usefixtures("minilm")
+def test_a_prior_that_was_never_made_is_not_one_that_could_not_be_read(
+    store: Path, tmp_path: Path
+) -> None:
+    assert bsdkit_here("priors", "--store", store).returncode == 0
+    info = Store(store).info("prior.minilm")
+    rows = read_feature(info.path)
+    write_feature(info.path, info.feature, info.spec, rows.take(np.arange(40)), {})
+    result = fit(store, "prior.minilm", tmp_path)
+    assert result.returncode == 2
+    assert "clips have no prior.minilm row" in result.stderr and "bsdkit priors" in result.stderr
+    # and one that is older than what it was made from is named
+    write_feature(info.path, info.feature, info.spec, rows, {})
+    source = Store(store).info("minilm")
+    changed = read_feature(source.path)
+    changed.source_sha256[:3] = "0" * 64
+    write_feature(source.path, source.feature, source.spec, changed, {})
+    told = bsdkit_here("store", "verify", store)
+    assert "3 rows are older than minilm: run bsdkit priors again" in " ".join(told.stdout.split())
