@@ -247,7 +247,10 @@ def _read_csv(path: Path, taxonomy: Taxonomy | str, root: Path) -> tuple[Clips, 
             try:
                 position = tree.index(label)
             except UnknownClass as error:
-                raise DatasetError(f"{where}: {error}") from None
+                raise DatasetError(
+                    f"{where}: {error}; for labels of your own give --taxonomy flat or a CSV with "
+                    "class,family rows"
+                ) from None
             expected = tree.classes[position].code
             if code >= 0 and expected >= 0 and code != expected:
                 raise DatasetError(

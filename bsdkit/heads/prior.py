@@ -85,8 +85,8 @@ class PriorHead(PlainHead):
         weights = np.ones(n) if weight is None else weight.astype(np.float64)
         strength = (self.penalty or 0.0) / weights.sum()
         weights = weights / weights.sum()
-        logs = self._logs(X)
         columns = self._own_columns()
+        logs = self._logs(X)
         own = [logs[:, places] for places in columns]
         truth = np.zeros((n, n_classes))
         truth[np.arange(n), positions] = 1

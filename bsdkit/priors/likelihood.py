@@ -27,6 +27,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -220,6 +221,7 @@ class CausalScorer:
         import torch
         import transformers
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each try
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         folder = Path(self.source).expanduser()

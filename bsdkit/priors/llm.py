@@ -282,6 +282,8 @@ class LLMReport:
         """The report as lines for the command line."""
         lines = [f"{self.name}: {self.n_rows} of {self.n_clips} clips -> {self.path}"]
         lines += [f"  {n} without: {reason}" for reason, n in sorted(self.missing.items())]
+        if self.missing:
+            lines.append("  they are asked again with --retry-failed")
         if self.dropped:
             listed = ", ".join(f"{n} {why}" for why, n in sorted(self.dropped.items()))
             lines.append(f"  entries of replies left out: {listed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,14 +17,14 @@ from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore, StoreError
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
 from bsdkit.extract.report import ExtractionReport, Stages
-from bsdkit.priors.ask import Ask
+from bsdkit.priors.ask import Ask, slug
 from bsdkit.priors.audio_language import OUTPUT, with_question
 from bsdkit.priors.derived import make_prior
 from bsdkit.priors.llm import LLM, SUMMARY
 from bsdkit.priors.prompt import clip_contents
 from bsdkit.report.progress import Bar, ConsoleProgress
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
-from bsdkit.store.specs import first_difference
+from bsdkit.store.specs import PRIOR, first_difference
 from bsdkit.store.store import Store
 from bsdkit.store.texts import Texts, find_texts
 from bsdkit.taxonomy import Taxonomy
@@ -272,7 +273,7 @@ def extract_for_run(
     with progress:
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
-        specs = _specs_to_embed(run, member)
+        specs = _specs_to_embed(run, member, store)
         for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
             reports = extract(
                 wanted,
@@ -315,7 +316,28 @@ def _specs_of(run: Run, member: str) -> dict[str, dict[str, Any]]:
     return {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
 
 
-def _specs_to_embed(run: Run, member: str) -> dict[str, dict[str, Any]]:
+def _line_of(feature: str, spec: dict[str, Any]) -> str:
+    """The command that makes a language model's prior of that spec."""
+    words = ["bsdkit priors", f"--engine {spec['engine']}", f"--model {spec['weights']}"]
+    if spec["engine"] == "openai":
+        said = spec["parameters"]
+        words.append(f"--temperature {said.get('temperature', 'none')}")
+        for key in ("top_p", "max_tokens", "reasoning"):
+            if key in said:
+                words.append(f"--{key.replace('_', '-')} {said[key]}")
+        if "body" in said:
+            words.append(f"--body '{json.dumps(said['body'])}'")
+        if spec["revision_from"] == "user":
+            words.append(f"--revision {spec['revision']}")
+    if template_name(spec["text_template"]) == "masked":
+        words.append("--mask-class-words")
+    name = feature.partition("@")[0]
+    if name != f"{PRIOR}.{slug(spec['weights'])}":
+        words.append(f"--name {name}")
+    return " ".join(words)
+
+
+def _specs_to_embed(run: Run, member: str, store: Path) -> dict[str, dict[str, Any]]:
     """The specs of what has to be embedded for a run's features, by feature.
 
     Raises:
@@ -331,9 +353,8 @@ def _specs_to_embed(run: Run, member: str) -> dict[str, dict[str, Any]]:
             )
         if spec["backbone"] == LLM:
             raise RecipeError(
-                f"{feature} is of a language model ({spec['weights']}), which is asked by "
-                f"bsdkit priors --engine {spec['engine']} --model {spec['weights']} --data DIR "
-                "--store STORE, with the settings of the training clips; then give --store STORE"
+                f"{feature} is of a language model, which is not asked unasked: "
+                f"{_line_of(feature, spec)} --store {store}, then give --store {store} alone"
             )
         if "encoder" in spec:
             specs.setdefault(f"of {feature}", spec["encoder"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -99,7 +100,7 @@ def choose_engine(model: str) -> str:
     stem = model.partition(":")[0] + ":" if ":" in model else model.partition(".")[0]
     cls = backbone_classes().get(model) or backbone_classes().get(stem)
     if cls is None:
-        return "openai"
+        return "transformers" if (Path(model) / "config.json").is_file() else "openai"
     if "text" in cls.outputs.values() or stem.endswith(":"):
         return TEXT_ENCODER
     return "transformers"
@@ -146,6 +147,8 @@ def make_priors(
         BsdkitError: see `extract`, `Stage` and `ask_all`.
     """
     engine = options.engine or choose_engine(options.model)
+    if not options.engine and engine == "openai":
+        _check_server_is_meant(options)
     if engine not in ENGINES:
         raise PriorError(f"unknown engine {engine!r}: {nearest(engine, ENGINES)}")
     if engine != "openai":
@@ -162,6 +165,19 @@ def make_priors(
             return _heard(store, clips, options, progress)
         return _scored(store, options, progress)
     return _asked(store, options, progress)
+
+
+def _check_server_is_meant(options: PriorOptions) -> None:
+    """A name that is mistyped, or of a model on the hub, must not reach a server by chance."""
+    connection = options.connection
+    variables = (connection.key_variable, "OPENAI_BASE_URL")
+    if not connection.endpoint and not any(os.environ.get(name) for name in variables):
+        known = nearest(options.model, [n for n in backbone_classes() if not n.endswith(":")])
+        hint = f" ({known})" if known.startswith("did you") else ""
+        raise PriorError(
+            f"{options.model} is no backbone{hint}, so a server is to answer: give --endpoint URL, "
+            f"or a key in {connection.key_variable}; or --engine transformers for a model in here"
+        )
 
 
 def _refuse_server_options(engine: str, options: PriorOptions) -> None:
@@ -261,6 +277,8 @@ def _heard(store: Store, clips: Clips, options: PriorOptions, progress: ConsoleP
             "qwen2-audio, or a model's folder or hub id"
         )
     backbone.wanted = frozenset({OUTPUT})
+    if all(path is None for path in clips.audio):
+        raise PriorError(f"{options.model} hears the clips: give their dataset by --data DIR")
     check_device(options.device)
     backbone.require()
     with progress:
@@ -313,7 +331,10 @@ def _asked(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bo
         if options.is_dry:
             earlier = stage.replies().values()
             guess = estimate(todo, stage.question.prompt, options.llm, options.budget, earlier)
-            progress.line(f"{stage.question.name}: {len(stage.asks) - len(todo)} clips answered")
+            n = len(stage.asks)
+            progress.line(
+                f"{stage.question.name}: {n - len(todo)} of {n} clips are answered; left:"
+            )
             for line in guess.lines():
                 progress.line(line)
             return True
@@ -338,6 +359,7 @@ def _asked(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bo
         report = stage.finish(_provenance(options))
     for line in report.lines():
         progress.line(line)
+    progress.line(f"  asked now: {0 if outcome is None else outcome.n_replies}")
     if outcome is not None and outcome.retries:
         listed = ", ".join(f"{n} after {kind}" for kind, n in sorted(outcome.retries.items()))
         progress.line(f"  tried again: {listed}")
@@ -404,6 +426,8 @@ def _batch(
     words = stage.question.prompt, options.llm
     is_resumed = bool(stage.replies())
     reported = "" if options.revision else facts.get("revision", "")
+    if step in ("submit", "status", "download") and not batch.open_keys(journal):
+        progress.line("no batch is prepared: --batch prepare, or resume, which does what is next")
     if step == "prepare":
         for path in batch.prepare(journal, todo, *words, schema=schema):
             progress.line(f"prepared {path}")
@@ -430,7 +454,7 @@ def _batch(
         )
     if brought is not None:
         progress.line(
-            f"{brought.n_replies} replies downloaded, {brought.n_left} clips of ended batches left"
+            f"{brought.n_replies} replies downloaded; batches ended without {brought.n_left} others"
         )
     n_left = len(stage.todo())
     if brought is not None and stage.replies():
@@ -439,7 +463,7 @@ def _batch(
             progress.line(line)
         return not n_left and not report.missing
     progress.line(f"{stage.question.name}: {n_left} clips are not answered yet")
-    return not n_left or step in ("prepare", "submit")
+    return not n_left or step in ("prepare", "submit", "status")
 
 
 def _provenance(options: PriorOptions) -> dict[str, object]:

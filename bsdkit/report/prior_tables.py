@@ -46,14 +46,16 @@ def print_prior_audits(console: Console, audits: Sequence[PriorAudit], place: st
             difference(vars(audit.difference)) if audit.difference else "",
         )
         console.print(table)
-        if audit.owed is not None:
+        if audit.owed is not None and audit.owed <= 0:
+            console.print("nothing of its accuracy is gone when class words are masked")
+        elif audit.owed is not None:
             console.print(
                 f"of its accuracy, {percent(audit.owed, 1)} % is gone when class words are masked"
             )
         else:
             console.print(
-                f"no masked kind to compare with; make it with the command of {audit.feature} and "
-                f"--mask-class-words (--store {place})"
+                "nothing to compare with: run the line that made it again with --mask-class-words "
+                f"(bsdkit priors --store {place} ... --mask-class-words)"
             )
         if audit.n_missing or audit.n_masked_missing:
             console.print(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
-from bsdkit.store.specs import spec_hash
+from bsdkit.store.specs import is_prior, spec_hash
 from bsdkit.store.store import Store
 
 __all__ = ["DURATION_BINS", "DurationRow", "FeatureReport", "compare_stores", "verify_store"]
@@ -78,7 +78,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
         n_bad = int((~np.isfinite(values)).any(axis=1).sum()) if len(values) else 0
         if n_bad:
             faults.append(f"{n_bad} rows hold NaN or infinity")
-        elif len(values) > 2:
+        elif len(values) > 2 and not is_prior(info.spec):
             lengths = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
             cosine = float(np.square((values / lengths).mean(axis=0)).sum())
             if cosine > _COLLAPSED_COSINE:

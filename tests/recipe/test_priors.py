@@ -6,6 +6,8 @@ import collections
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -228,6 +230,19 @@ def test_what_cannot_be_read_is_a_missing_row_and_is_counted(store: Path, tmp_pa
     assert metrics["missing"] == {"prior.scripted": int(is_missing.sum())}
     # no clip is left without a prediction: the mixture of no classes is zero
     assert metrics["protocols"]["group"]["n_without_prediction"] == 0
+    # of new clips the server is not asked unasked, but the line that asks it is whole
+    data, new = tmp_path / "new.csv", tmp_path / "new"
+    data.write_text("sound_id,title\n1,Big dog\n2,Rain\n")
+    words = ("predict", tmp_path / "runs/run", "--member", "prior", "--out", tmp_path / "out.csv")
+    told = bsdkit_here(*words, "--data", data, "--store", new)
+    assert told.returncode == 2
+    line = re.search(r"not asked unasked: bsdkit (priors .*), then give", told.stderr)
+    assert line is not None, told.stderr
+    with Server(tmp_path / "t") as server:
+        made = bsdkit_here(*shlex.split(line[1]), "--endpoint", server.url)
+    assert made.returncode == 0, made.stderr
+    predicted = bsdkit_here(*words, "--store", new)
+    assert predicted.returncode == 0, predicted.stderr
 
 
 def test_a_budget_ends_a_run_cleanly_and_a_dry_one_asks_nothing(
@@ -322,7 +337,11 @@ def test_a_local_model_scores_the_labels(store: Path, tmp_path: Path) -> None:
         (("--model", "m", "--body", "[1]"), "--body [1]: expected a JSON object"),
         (("--class-text", "{label}{sound}"), "expected words with one or more of {label}"),
         (("--class-text", "{family_name}"), "gives 'm-sp' and 'm-si' the same words, 'Music'"),
-        (("--model", "m", "--budget", "1"), "needs both prices: give --price-in and --price-out"),
+        (("--model", "minilmm"), "minilmm is no backbone (did you mean 'minilm'?), so a server"),
+        (
+            ("--model", "m", "--budget", "1", "--endpoint", "http://x/v1"),
+            "needs both prices: give --price-in and --price-out",
+        ),
         (("--engine", "transformers", "--model", "./gone"), "no folder ./gone"),
         (("--dry-run",), "--dry-run is for a model on a server, and minilm runs here"),
         (("--endpoint", "http://x/v1"), "--endpoint is for a model on a server, and minilm"),
@@ -404,7 +423,7 @@ def test_the_batch_interface_step_by_step(store: Path, server: Server) -> None:
         sha(lines[0]["body"]["messages"][0]["content"]): n
     }
     assert ask(store, server.url, *few, "submit").returncode == 0
-    assert ask(store, server.url, *few, "status").returncode == 1
+    assert ask(store, server.url, *few, "status").returncode == 0
     (batch,) = json.loads((folder / "batches.json").read_text())["batches"]
     server.end_batch(batch["batch"])
     done = ask(store, server.url, *few, "download")
