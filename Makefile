@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench bench-extract ablations priors published starter clean
+.PHONY: help setup demo test test-all lint type bench bench-extract ablations leaderboard priors published starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,11 @@ priors: setup ## what a prior from metadata adds on the starter, as input, membe
 			--judge ensemble --markdown || exit; echo; done
 	@$(BIN)/bsdkit prior-audit cache/starter
 
+leaderboard: setup ## the published systems, mapped to the starter's features, and ours: 22 recipes
+	@$(BIN)/bsdkit fit $(filter-out %.map.yaml,$(wildcard recipes/dcase2026/*.yaml)) recipes/best.yaml \
+		--map recipes/dcase2026/starter.map.yaml --split group --runs runs/leaderboard >/dev/null
+	@$(BIN)/bsdkit leaderboard runs/leaderboard --baseline baseline-multimodal-mapped --markdown
+
 published: setup ## every way of combining 42 published systems (recipes/bsd10k-published/README.md)
 	@$(BIN)/bsdkit ablate recipes/bsd10k-published/mean.yaml \
 		$(filter-out %/mean.yaml,$(wildcard recipes/bsd10k-published/*.yaml)) --markdown
@@ -85,6 +90,8 @@ starter: setup ## build the starter sounds and embed them into cache/starter and
 	$(BIN)/bsdkit extract --data data/starter
 	$(BIN)/bsdkit extract --data data/starter --backbone efficientat. --compress
 	$(BIN)/bsdkit extract --data data/starter-noisy
+	$(BIN)/bsdkit extract --data data/starter-noisy --backbone efficientat. --compress
+	$(BIN)/bsdkit priors --store cache/starter-noisy
 	$(BIN)/bsdkit priors --store cache/starter
 	$(BIN)/bsdkit priors --store cache/starter --mask-class-words
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bsdkit import __version__
-from bsdkit.errors import BsdkitError, DatasetError
+from bsdkit.errors import BsdkitError, DatasetError, RecipeError
 from bsdkit.location import as_location, is_remote
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from bsdkit.challenge import Findings
+    from bsdkit.report.leaderboard import Leaderboard
 
 app = typer.Typer(
     name="bsdkit",
@@ -356,38 +357,141 @@ def prior_audit_command(store: StoreArgument) -> None:
     print_prior_audits(_console(), audit_priors(Store(store)), str(store))
 
 
+MapOption = Annotated[
+    str,
+    typer.Option(
+        "--map",
+        help="Features and stores to use instead of those that a recipe names: NAME=NAME,... or "
+        "a .yaml file.",
+    ),
+]
+
+
 @_command(app, "fit")
 def fit_command(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/starter.yaml.")],
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes, e.g. recipes/starter.yaml.")],
+    map_: MapOption = "",
+    split: Annotated[
+        list[str] | None, typer.Option(help="The splits to use instead of a recipe's.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     device: DeviceOption = "cpu",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Train again what was trained before.")
     ] = False,
 ) -> None:
-    """Train, combine and score a recipe's members; writes runs/NAME/."""
+    """Train, combine and score the members of recipes; writes runs/NAME/ for each."""
+    from bsdkit.recipe.mapping import read_map
     from bsdkit.recipe.run import fit_recipe
     from bsdkit.recipe.schema import load_recipe
     from bsdkit.report.tables import print_fit
 
-    note = _console(stderr=True)
-    loaded = load_recipe(recipe)
-    if loaded.description:  # where tune says what its settings were chosen on
-        note.print(f"{loaded.name}: {loaded.description}", style="dim")
-    result = fit_recipe(
-        loaded,
-        runs,
-        device=device,
-        reuse=not fresh,
-        on_step=lambda line: note.print(line, style="dim"),
-    )
-    console = _console()
-    print_fit(console, result.metrics)
-    reused = f", {result.n_reused} reused" if result.n_reused else ""
-    console.print(
-        f"{result.n_trained} members trained{reused} in {result.seconds:.1f} s; "
-        f"run: {result.folder}  report: {result.folder / 'report.html'}"
-    )
+    note, console = _console(stderr=True), _console()
+    names = read_map(map_) if map_ else None
+    for loaded in [load_recipe(path, names, split or ()) for path in recipes]:
+        if loaded.description:  # where tune says what its settings were chosen on
+            note.print(f"{loaded.name}: {loaded.description}", style="dim")
+        result = fit_recipe(
+            loaded,
+            runs,
+            device=device,
+            reuse=not fresh,
+            on_step=lambda line: note.print(line, style="dim"),
+        )
+        print_fit(console, result.metrics)
+        reused = f", {result.n_reused} reused" if result.n_reused else ""
+        console.print(
+            f"{result.n_trained} members trained{reused} in {result.seconds:.1f} s; "
+            f"run: {result.folder}  report: {result.folder / 'report.html'}"
+        )
+
+
+@_command(app, "compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, e.g. runs/*.")],
+    baseline: Annotated[
+        str, typer.Option(help="Name of the run to compare with; default the first.")
+    ] = "",
+    split: Annotated[str, typer.Option(help="The folds; default the baseline's headline.")] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="Write two runs side by side as one HTML file.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", parser=as_location, help="The dataset, to play sounds in the page."),
+    ] = None,
+) -> None:
+    """Print runs on the same clips side by side, with paired differences and verdicts."""
+    from bsdkit.recipe.leaderboard import compare_runs
+    from bsdkit.recipe.report import make_comparison
+
+    board = compare_runs(runs, baseline=baseline, split=split)
+    _print_board(board, markdown)
+    if page is not None:
+        others = [run for run in runs if run.name != board.baseline]
+        if len(runs) != 2 or len(others) != 1:
+            raise RecipeError(f"--page takes two runs, {len(runs)} are given")
+        against = next(run for run in runs if run not in others)
+        make_comparison(others[0], against, page, data=data, split=split)
+        typer.echo(f"page: {page}")
+
+
+@_command(app, "report")
+def report_command(
+    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    store: Annotated[
+        Path | None,
+        typer.Option(
+            "--store",
+            parser=as_location,
+            metavar="PLACE",
+            help="The store that it was fitted on; default the recipe's.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", parser=as_location, metavar="PLACE", help="The dataset, to play its sounds."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file; default report.html in the run's folder.")
+    ] = None,
+) -> None:
+    """Write the page of a run again, with sounds that play, or a UMAP where umap is installed."""
+    from bsdkit.recipe.report import make_report
+
+    typer.echo(f"report: {make_report(run, store=store, data=data, out=out)}")
+
+
+@_command(app, "leaderboard")
+def leaderboard_command(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    baseline: Annotated[
+        str, typer.Option(help="Name of the run to compare with; default the first by name.")
+    ] = "",
+    split: Annotated[str, typer.Option(help="The folds; default the baseline's headline.")] = "",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the table as Markdown.")
+    ] = False,
+) -> None:
+    """Print all comparable runs of a folder, the best first."""
+    from bsdkit.recipe.leaderboard import compare_runs, find_runs
+
+    found = find_runs(runs)
+    _print_board(compare_runs(found, baseline=baseline, split=split, is_strict=False), markdown)
+
+
+def _print_board(board: Leaderboard, markdown: bool) -> None:
+    from bsdkit.report.leaderboard import leaderboard_markdown, print_leaderboard
+
+    if markdown:
+        typer.echo(leaderboard_markdown(board))
+    else:
+        print_leaderboard(_console(), board)
 
 
 @_command(app, "ablate")

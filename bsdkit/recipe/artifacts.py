@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from bsdkit.errors import RecipeError
 from bsdkit.predictions import write_predictions
 from bsdkit.recipe.results import ProtocolResult, ids_digest
 from bsdkit.recipe.schema import Recipe
-from bsdkit.report.page import write_page
 from bsdkit.store.clips_table import read_clips, write_clips
 from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
 from bsdkit.train.member import MemberModel
@@ -35,13 +35,16 @@ def write_run(
     results: dict[str, ProtocolResult],
     metrics: dict[str, Any],
     facts: dict[str, Any],
+    *,
+    write_report: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes ``runs/<name>/``; it appears whole, and an older run is replaced only then.
 
     Files: recipe.yaml (resolved), run.json (versions, features, folds), metrics.json,
     ensemble.json (weights), chain.json (all steps after the members, fitted on all clips and for
     each fold on the others), clips.h5, oof.h5 (probabilities), predictions.csv (the headline's
-    nested predictions in the official columns), members/<split>/<member>/, report.html.
+    nested predictions in the official columns), members/<split>/<member>/, and what
+    `write_report`, called with the folder as far as it is written, adds.
     """
     folder = runs / recipe.name
     temporary = runs / f".{recipe.name}.{os.getpid()}.tmp"
@@ -98,7 +101,8 @@ def write_run(
             headline.nested[rows, headline.decided[rows]],
             clips.taxonomy.decode(clips.labels[rows]),
         )
-        write_page(temporary / "report.html", recipe.name, metrics, facts, clips.taxonomy)
+        if write_report is not None:
+            write_report(temporary)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

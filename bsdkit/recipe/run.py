@@ -17,8 +17,9 @@ import numpy.typing as npt
 from bsdkit import __version__
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError
-from bsdkit.recipe.artifacts import write_run
+from bsdkit.recipe.artifacts import load_run, write_run
 from bsdkit.recipe.members import Workbench, member_plan
+from bsdkit.recipe.report import write_report
 from bsdkit.recipe.results import ProtocolResult
 from bsdkit.recipe.schema import Recipe
 from bsdkit.recipe.scoring import chain_steps, objective_of, score_protocol
@@ -109,6 +110,7 @@ def fit_recipe(
         "headline": recipe.split[0],
         "n_clips": len(clips),
         "n_classes": len(clips.taxonomy),
+        "mapped": recipe.mapped,
         "missing": {name: n for name, n in bench.n_missing.items() if n},
         "protocols": {name: result.metrics for name, result in results.items()},
     }
@@ -135,6 +137,16 @@ def fit_recipe(
         "fallback": "a clip without any features gets the class shares of its training clips",
         "seconds": round(time.perf_counter() - started, 3),
     }
-    folder = write_run(runs, recipe, clips, results, metrics, facts)
+    folder = write_run(
+        runs,
+        recipe,
+        clips,
+        results,
+        metrics,
+        facts,
+        write_report=lambda whole: write_report(
+            load_run(whole), whole / "report.html", bench.store, umap=False
+        ),
+    )
     seconds = time.perf_counter() - started
     return FitResult(folder, metrics, bench.n_trained, bench.n_reused, seconds)

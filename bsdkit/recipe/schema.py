@@ -19,6 +19,7 @@ from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters, make_head
 from bsdkit.heads.stack.options import TrainingOptions
 from bsdkit.heads.torch_head import TorchHead
+from bsdkit.recipe.mapping import NameMap, apply_map
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
 from bsdkit.train.plan import IMPORTED
 
@@ -372,6 +373,7 @@ class Recipe(BaseModel):
         missing: ``refuse`` a store that lacks rows of a feature, or ``skip`` those clips in
             the members that need it.
         tune: what `bsdkit tune` searches.
+        mapped: names that others stand for here, see `bsdkit.recipe.mapping`; written by `--map`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -395,6 +397,7 @@ class Recipe(BaseModel):
     expect: dict[str, dict[str, Any]] = {}
     missing: Literal["refuse", "skip"] = "refuse"
     tune: TuneRecipe | None = None
+    mapped: dict[str, str] = {}
 
     @field_validator("split", mode="before")
     @classmethod
@@ -517,11 +520,18 @@ class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
         return mapping
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(
+    path: Path | str, names: NameMap | None = None, splits: Sequence[str] = ()
+) -> Recipe:
     """The recipe in a YAML file; its name defaults to the file's.
 
     ``include: OTHER.yaml`` (or a list) takes what other files say, from this file's folder: a
     key that both have is this file's, and mappings are joined key by key.
+
+    Args:
+        path: the file.
+        names: what stands for the features and stores that it names, see `apply_map`.
+        splits: the splits that are wanted; empty for those that it names.
 
     Raises:
         RecipeError: it cannot be read or says something that no recipe may say; the message
@@ -535,7 +545,12 @@ def load_recipe(path: Path | str) -> Recipe:
                 f"{path}: {key} has nothing after it; write {key}: {{}} for its defaults, or take "
                 "the line out"
             )
-    return recipe_from({"name": path.stem, **data}, str(path))
+    data = {"name": path.stem, **data}
+    if names is not None:
+        data = apply_map(data, names)
+    if splits:
+        data["split"] = list(splits)
+    return recipe_from(data, str(path))
 
 
 def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

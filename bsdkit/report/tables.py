@@ -168,13 +168,17 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
             named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
             lines.append(f"tested but not in the training clips: {named}")
         console.print("\n".join(lines) + "\n", highlight=False)
-    for line in missing_lines(metrics):
+    for line in caveats(metrics):
         console.print(line)
 
 
-def missing_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """A line for each feature that clips lack, and what that means for them."""
-    return [
+def caveats(metrics: Mapping[str, Any]) -> list[str]:
+    """What must be known of all figures of a run: names that others stand for, missing rows."""
+    lines = []
+    if metrics["mapped"]:
+        listed = ", ".join(f"{here} for {name}" for name, here in metrics["mapped"].items())
+        lines.append(f"mapped, so these are not the figures of the recipe itself: {listed}")
+    return lines + [
         f"{n} of {metrics['n_clips']} clips have no {feature}: "
         + (
             "zeros to members with other inputs"

@@ -1,0 +1,147 @@
+"""A recipe on other features and stores than those that it names, and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bsdkit.errors import RecipeError, nearest
+
+__all__ = ["NameMap", "apply_map", "read_map"]
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Names of what is at hand, by the names that recipes use.
+
+    Attributes:
+        features: by feature (``clap.audio``), or by backbone (``clap``) for all of its outputs;
+            the longer name wins.
+        stores: by place.
+    """
+
+    features: Mapping[str, str] = field(default_factory=dict)
+    stores: Mapping[str, str] = field(default_factory=dict)
+
+    def feature(self, name: str) -> str:
+        """What stands for a feature here; itself where nothing does."""
+        plain = name.partition("@")[0]
+        for known in (name, plain, plain.partition(".")[0]):
+            if known in self.features:
+                return self.features[known]
+        return name
+
+    def store(self, place: str) -> str:
+        """What stands for a store here; itself where nothing does."""
+        return self.stores.get(place.rstrip("/"), place)
+
+
+def read_map(text: str) -> NameMap:
+    """The map in a YAML file, or in ``NAME=NAME`` pairs with commas between them.
+
+    A file has the parts ``features`` and ``stores``; in pairs, a name with a slash is a store.
+
+    Args:
+        text: the file's path, which ends in ``.yaml``, or the pairs.
+
+    Raises:
+        RecipeError: it is neither.
+    """
+    if text.endswith((".yaml", ".yml")):
+        return _read_file(Path(text))
+    features: dict[str, str] = {}
+    stores: dict[str, str] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        name, equals, here = (part.strip() for part in pair.partition("="))
+        if not (name and equals and here):
+            raise RecipeError(
+                f"--map {pair}: expected NAME=NAME, e.g. clap.audio=aisfx,clap.text=minilm, or a "
+                ".yaml file"
+            )
+        (stores if "/" in name else features)[name.rstrip("/")] = here
+    return NameMap(features, stores)
+
+
+def _read_file(path: Path) -> NameMap:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(f"cannot read the map {path}: {reason}") from None
+    parts = data if isinstance(data, dict) else {}
+    unknown = [key for key in parts if key not in ("features", "stores")]
+    if unknown or not parts:
+        found = "none"
+        if unknown:
+            found = f"{unknown[0]!r}: {nearest(str(unknown[0]), ('features', 'stores'))}"
+        raise RecipeError(f"{path}: a map has the parts features: and stores:, found {found}")
+    for part, pairs in parts.items():
+        if not isinstance(pairs, dict) or not all(
+            isinstance(name, str) and isinstance(here, str) for name, here in pairs.items()
+        ):
+            raise RecipeError(f"{path}: {part} must hold NAME: NAME lines")
+    stores = {name.rstrip("/"): here for name, here in parts.get("stores", {}).items()}
+    return NameMap(parts.get("features", {}), stores)
+
+
+def apply_map(data: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
+    """What a recipe says, with the names of a map.
+
+    Inputs of a member that become the same are one input. What was expected of a feature that
+    another one stands for is expected no more. The names that were changed are kept as `mapped`,
+    and the recipe's own name says that it is: its figures are not those of the recipe as it was.
+
+    Args:
+        data: as `load_recipe` reads it; left as it is.
+        names: the map.
+    """
+    changed: dict[str, str] = {}
+
+    def new(change: Callable[[str], str], name: Any) -> Any:
+        if not isinstance(name, str):  # the schema will say so
+            return name
+        here = change(name)
+        if here != name:
+            changed[name] = here
+        return here
+
+    mapped = dict(data)
+    if "store" in mapped:
+        mapped["store"] = new(names.store, mapped["store"])
+    if isinstance(mapped.get("members"), dict):
+        mapped["members"] = {
+            name: _member(member, names, new) if isinstance(member, dict) else member
+            for name, member in mapped["members"].items()
+        }
+    rerank = mapped.get("rerank")
+    if isinstance(rerank, dict) and rerank.get("similarity"):
+        mapped["rerank"] = {**rerank, "similarity": new(names.feature, rerank["similarity"])}
+    if isinstance(mapped.get("expect"), dict):
+        mapped["expect"] = {k: v for k, v in mapped["expect"].items() if names.feature(k) == k}
+    if changed:
+        mapped["mapped"] = changed
+        mapped["name"] = f"{mapped.get('name', 'recipe')}-mapped"
+    return mapped
+
+
+def _member(
+    member: Mapping[str, Any],
+    names: NameMap,
+    new: Callable[[Callable[[str], str], Any], Any],
+) -> dict[str, Any]:
+    mapped = dict(member)
+    features = mapped.get("features")
+    if isinstance(features, list):
+        mapped["features"] = list(dict.fromkeys(new(names.feature, name) for name in features))
+    elif features is not None:
+        mapped["features"] = new(names.feature, features)
+    if "imported" in mapped:
+        mapped["imported"] = new(names.feature, mapped["imported"])
+    extra = mapped.get("extra")
+    if isinstance(extra, dict) and "store" in extra:
+        mapped["extra"] = {**extra, "store": new(names.store, extra["store"])}
+    return mapped

@@ -1,0 +1,139 @@
+"""Runs side by side, as a table for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from bsdkit.metrics import Comparison, Interval
+from bsdkit.report.tables import difference, percent
+
+__all__ = ["Entry", "Leaderboard", "leaderboard_markdown", "print_leaderboard"]
+
+_COLUMNS = ("run", "hF_strict", "95 % interval", "hF", "hA", "optimism", "against", "p (Holm)",
+            "verdict", "seconds", "parameters")  # fmt: skip
+_TEXT = ("run", "verdict")
+_CLEAR = 0.05
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a leaderboard.
+
+    Attributes:
+        name: the run's.
+        description: its recipe's.
+        hF: nested, with its interval.
+        hF_strict: the same, a class that is never predicted counting 0.
+        hA: the same.
+        optimism: how much better, in hF_strict, what was tuned would look on the clips that it
+            was tuned on.
+        against: hF_strict over the baseline's, paired; None for the baseline, or where nothing
+            differs.
+        p_value: of that, after Holm over all runs; None with `against`.
+        seconds: of its fit; what was trained before is not in it.
+        parameters: of the models that count and of the reranker, frozen backbones apart.
+        is_mapped: whether it ran on other features than its recipe names.
+    """
+
+    name: str
+    description: str
+    hF: Interval  # noqa: N815
+    hF_strict: Interval  # noqa: N815
+    hA: Interval  # noqa: N815
+    optimism: float
+    against: Comparison | None
+    p_value: float | None
+    seconds: float
+    parameters: int
+    is_mapped: bool
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Runs on the same clips, the best first.
+
+    Attributes:
+        entries: by hF_strict.
+        baseline: name of the run that the others are compared with.
+        split: the folds.
+        n_clips: clips that are scored.
+        left_out: why a run is not among the entries, by its folder.
+    """
+
+    entries: tuple[Entry, ...]
+    baseline: str
+    split: str
+    n_clips: int
+    left_out: dict[str, str]
+
+
+def _rows(board: Leaderboard) -> list[list[str]]:
+    rows = []
+    for entry in board.entries:
+        score, verdict, against, p = entry.hF_strict, "", "", ""
+        if entry.name == board.baseline:
+            verdict = "baseline"
+        elif entry.against is None:
+            verdict = "the same predictions"
+        else:
+            against = difference(vars(entry.against))
+            p = f"{entry.p_value:.3f}"
+            is_clear = entry.p_value is not None and entry.p_value < _CLEAR
+            verdict = entry.against.verdict if is_clear else "within noise"
+        rows.append(
+            [
+                entry.name,
+                percent(score.value),
+                f"[{percent(score.low, 1)}, {percent(score.high, 1)}]",
+                percent(entry.hF.value),
+                percent(entry.hA.value),
+                percent(entry.optimism),
+                against,
+                p,
+                verdict,
+                f"{entry.seconds:.0f}",
+                f"{entry.parameters / 1e6:.2f} M",
+            ]
+        )
+    return rows
+
+
+def _title(board: Leaderboard) -> str:
+    return (
+        f"{board.split} folds, {board.n_clips} clips, nested, out of fold; differences in "
+        f"hF_strict, paired with {board.baseline}"
+    )
+
+
+def _notes(board: Leaderboard) -> list[str]:
+    notes = [f"left out: {reason}" for reason in board.left_out.values()]
+    mapped = [entry.name for entry in board.entries if entry.is_mapped]
+    if mapped:
+        notes.append(
+            f"{len(mapped)} of {len(board.entries)} runs are mapped: they have other features than "
+            "their recipes name, so these figures are not the originals'"
+        )
+    return notes
+
+
+def print_leaderboard(console: Console, board: Leaderboard) -> None:
+    """Prints runs, the best first, with paired differences from the baseline."""
+    table = Table(title=_title(board), title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in _TEXT else "right")
+    for row in _rows(board):
+        table.add_row(*row)
+    console.print(table)
+    for note in _notes(board):
+        console.print(note)
+
+
+def leaderboard_markdown(board: Leaderboard) -> str:
+    """The same as a Markdown table."""
+    lines = [f"{_title(board)}:", "", "| " + " | ".join(_COLUMNS) + " |"]
+    lines.append("|" + "|".join(" --- " if c in _TEXT else " ---: " for c in _COLUMNS) + "|")
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(board)]
+    return "\n".join([*lines, *("\n" + note for note in _notes(board))])
