@@ -13,6 +13,8 @@ from bsdkit.errors import RecipeError, nearest
 
 __all__ = ["NameMap", "apply_map", "read_map"]
 
+_PARTS = ("features", "stores", "heads")
+
 
 @dataclass(frozen=True)
 class NameMap:
@@ -22,10 +24,12 @@ class NameMap:
         features: by feature (``clap.audio``), or by backbone (``clap``) for all of its outputs;
             the longer name wins.
         stores: by place.
+        heads: settings of heads, by head, where what is at hand is another size of data.
     """
 
     features: Mapping[str, str] = field(default_factory=dict)
     stores: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def feature(self, name: str) -> str:
         """What stands for a feature here; itself where nothing does."""
@@ -43,7 +47,8 @@ class NameMap:
 def read_map(text: str) -> NameMap:
     """The map in a YAML file, or in ``NAME=NAME`` pairs with commas between them.
 
-    A file has the parts ``features`` and ``stores``; in pairs, a name with a slash is a store.
+    A file has the parts ``features``, ``stores`` and ``heads``; in pairs, a name with a slash is a
+    store.
 
     Args:
         text: the file's path, which ends in ``.yaml``, or the pairs.
@@ -73,19 +78,22 @@ def _read_file(path: Path) -> NameMap:
         reason = str(error).partition("\n")[0]
         raise RecipeError(f"cannot read the map {path}: {reason}") from None
     parts = data if isinstance(data, dict) else {}
-    unknown = [key for key in parts if key not in ("features", "stores")]
+    unknown = [key for key in parts if key not in _PARTS]
     if unknown or not parts:
         found = "none"
         if unknown:
-            found = f"{unknown[0]!r}: {nearest(str(unknown[0]), ('features', 'stores'))}"
-        raise RecipeError(f"{path}: a map has the parts features: and stores:, found {found}")
+            found = f"{unknown[0]!r}: {nearest(str(unknown[0]), _PARTS)}"
+        raise RecipeError(f"{path}: a map has parts of {', '.join(_PARTS)}; found {found}")
+    heads = parts.pop("heads", {})
+    if not isinstance(heads, dict) or not all(isinstance(kept, dict) for kept in heads.values()):
+        raise RecipeError(f"{path}: heads must hold HEAD: {{SETTING: VALUE}} lines")
     for part, pairs in parts.items():
         if not isinstance(pairs, dict) or not all(
             isinstance(name, str) and isinstance(here, str) for name, here in pairs.items()
         ):
             raise RecipeError(f"{path}: {part} must hold NAME: NAME lines")
     stores = {name.rstrip("/"): here for name, here in parts.get("stores", {}).items()}
-    return NameMap(parts.get("features", {}), stores)
+    return NameMap(parts.get("features", {}), stores, heads)
 
 
 def apply_map(data: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
@@ -122,6 +130,13 @@ def apply_map(data: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
         mapped["rerank"] = {**rerank, "similarity": new(names.feature, rerank["similarity"])}
     if isinstance(mapped.get("expect"), dict):
         mapped["expect"] = {k: v for k, v in mapped["expect"].items() if names.feature(k) == k}
+    members = mapped["members"] if isinstance(mapped.get("members"), dict) else {}
+    for member in members.values():
+        if not isinstance(member, dict):  # the schema will say so
+            continue
+        for key, value in names.heads.get(str(member.get("head")), {}).items():
+            member[key] = value
+            changed[f"{member['head']}.{key}"] = str(value)
     if changed:
         mapped["mapped"] = changed
         mapped["name"] = f"{mapped.get('name', 'recipe')}-mapped"

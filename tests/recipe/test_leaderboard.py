@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from bsdkit.errors import RecipeError
 from bsdkit.metrics import compare, evaluate
 from bsdkit.recipe.artifacts import load_run
 from bsdkit.recipe.leaderboard import compare_runs
-from bsdkit.recipe.mapping import apply_map, read_map
+from bsdkit.recipe.mapping import NameMap, apply_map, read_map
 from bsdkit.recipe.schema import load_recipe
 from bsdkit.store.files import open_h5
 from tests.conftest import ROOT, bsdkit_here
@@ -74,6 +75,9 @@ def test_a_map_is_applied_and_kept(place: Path) -> None:
     assert load_recipe(place / "whole.yaml").name == "whole"
     data = yaml.safe_load(FOREIGN)
     assert apply_map(data, read_map("beats=aisfx")) == data
+    shorter = apply_map(data, NameMap(heads={"knn": {"k": 3}}))
+    assert shorter["members"]["more"]["k"] == 3 and shorter["mapped"] == {"knn.k": "3"}
+    assert "k" not in data["members"]["more"]
 
 
 def test_maps_that_cannot_be_read(tmp_path: Path) -> None:
@@ -83,12 +87,13 @@ def test_maps_that_cannot_be_read(tmp_path: Path) -> None:
     assert names.feature("clap.text@masked") == "aisfx" and names.store("cache/a") == "cache/b"
     for text, message in (
         ("featurs: {}\n", "found 'featurs': did you mean 'features'?"),
+        ("heads: {hatr: 40}\n", "heads must hold HEAD: {SETTING: VALUE} lines"),
         ("", "found none"),
         ("features: [clap]\n", "features must hold NAME: NAME lines"),
         ("features: {\n", "cannot read the map"),
     ):
         path.write_text(text)
-        with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
+        with pytest.raises(RecipeError, match=re.escape(message)):
             read_map(str(path))
     with pytest.raises(RecipeError, match="--map clap: expected NAME=NAME"):
         read_map("clap")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ playwright = pytest.importorskip(
     "playwright.sync_api", reason="the tests in a browser need pip install 'bsdkit[browser]'"
 )
 
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
---disable-background-networking --disable-component-update""".split()
 
 
 @dataclass
@@ -56,10 +53,11 @@ class Visit:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = os.environ.get("BSDKIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    from tests.report.screenshot import FLAGS, NAMES, find_browser
+
+    path = find_browser()
     if path is None:
-        pytest.skip(f"no browser here ({', '.join(names)}); BSDKIT_CHROMIUM may name one")
+        pytest.skip(f"no browser here ({', '.join(NAMES)}); BSDKIT_CHROMIUM may name one")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
