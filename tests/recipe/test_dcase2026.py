@@ -171,8 +171,8 @@ def check_that_it_runs(name: str, stores: Path) -> None:
     assert not found["left_out"], name  # a member that diverged
 
 
-@pytest.mark.parametrize("name", ["gisp-heu-1", "cp-jku-1", "xjtlu-1"])
-def test_the_three_least_alike_run_on_mapped_features(name: str, stores: Path) -> None:
+@pytest.mark.parametrize("name", ["gisp-heu-1", "xjtlu-1"])
+def test_the_least_alike_run_on_mapped_features(name: str, stores: Path) -> None:
     check_that_it_runs(name, stores)
 
 

@@ -22,7 +22,6 @@ playwright = pytest.importorskip(
 )
 
 
-
 @dataclass
 class Visit:
     """An open page, and what went on in it."""
