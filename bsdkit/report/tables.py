@@ -19,6 +19,7 @@ from bsdkit.store.texts import Texts
 from bsdkit.store.verify import DurationRow, FeatureReport
 
 __all__ = [
+    "caveats",
     "chain_title",
     "difference",
     "percent",
@@ -29,6 +30,7 @@ __all__ = [
     "print_fit",
     "print_store",
     "print_verification",
+    "protocol_notes",
 ]
 
 _TITLES = {
@@ -144,32 +146,39 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
             f"calibration error (ECE) of its probabilities: {percent(ece['value'], 1)} "
             f"{_interval(ece)}"
         )
-        never = ensemble["nested"]["never_predicted"]
-        if never:
-            lines.append(
-                f"never predicted, so hF leaves it out and hF_strict counts 0: {', '.join(never)}"
-            )
-        for name, faults in result["left_out"].items():
-            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
-            lines.append(f"member {name!r} diverged and is left out: {faults[0]}{more}")
-        if result["n_without_prediction"]:
-            lines.append(
-                f"{result['n_without_prediction']} of {result['n_tested']} clips have no input of "
-                "any member and got the class shares of their training clips"
-            )
-        if result["on_their_word"]:
-            lines.append(
-                "imported without folds, so out of fold on their word: "
-                + ", ".join(result["on_their_word"])
-            )
-        if result["weights_are_given"]:
-            lines.append("the weights are given: whoever chose them may have seen these clips")
-        if result["unseen"]:
-            named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
-            lines.append(f"tested but not in the training clips: {named}")
+        lines += protocol_notes(result)
         console.print("\n".join(lines) + "\n", highlight=False)
     for line in caveats(metrics):
         console.print(line)
+
+
+def protocol_notes(result: Mapping[str, Any]) -> list[str]:
+    """What must be known of the figures under one split."""
+    lines = []
+    never = result["ensemble"]["nested"]["never_predicted"]
+    if never:
+        lines.append(
+            f"never predicted, so hF leaves it out and hF_strict counts 0: {', '.join(never)}"
+        )
+    for name, faults in result["left_out"].items():
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        lines.append(f"member {name!r} diverged and is left out: {faults[0]}{more}")
+    if result["n_without_prediction"]:
+        lines.append(
+            f"{result['n_without_prediction']} of {result['n_tested']} clips have no input of "
+            "any member and got the class shares of their training clips"
+        )
+    if result["on_their_word"]:
+        lines.append(
+            "imported without folds, so out of fold on their word: "
+            + ", ".join(result["on_their_word"])
+        )
+    if result["weights_are_given"]:
+        lines.append("the weights are given: whoever chose them may have seen these clips")
+    if result["unseen"]:
+        named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
+        lines.append(f"tested but not in the training clips: {named}")
+    return lines
 
 
 def caveats(metrics: Mapping[str, Any]) -> list[str]:

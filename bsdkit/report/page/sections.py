@@ -34,7 +34,7 @@ from bsdkit.report.page.markup import (
     section,
     table,
 )
-from bsdkit.report.tables import caveats, chain_title, difference, percent
+from bsdkit.report.tables import caveats, chain_title, difference, percent, protocol_notes
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = ["write_page"]
@@ -158,33 +158,8 @@ def _warnings(data: PageData) -> str:
     lines = caveats({"mapped": {}, "missing": {}, **data.metrics})
     several = len(data.metrics["protocols"]) > 1
     for name, result in data.metrics["protocols"].items():
-        found = []
-        nested = result["ensemble"]["nested"]
-        if nested["never_predicted"]:
-            found.append(
-                f"never predicted: {', '.join(nested['never_predicted'])}; the official hF leaves "
-                "such a class out of its mean, hF_strict counts it as 0"
-            )
-        for member, faults in result["left_out"].items():
-            found.append(
-                f"{member} diverged and is left out: {faults[0]} ({len(faults)} models in all)"
-            )
-        if result["n_without_prediction"]:
-            found.append(
-                f"{result['n_without_prediction']} of {result['n_tested']} clips have no input of "
-                "any member and got the class shares of their training clips"
-            )
-        if result["on_their_word"]:
-            found.append(
-                "imported without folds, so out of fold on their word: "
-                + ", ".join(result["on_their_word"])
-            )
-        if result["weights_are_given"]:
-            found.append("the weights are given: who chose them may have seen these clips")
-        if result["unseen"]:
-            named = ", ".join(f"{label} in fold {k}" for k, label in result["unseen"])
-            found.append(f"tested without a training clip: {named}")
-        lines += [f"{name} folds: {line}" if several else line for line in found]
+        notes = protocol_notes(result)
+        lines += [f"{name} folds: {line}" if several else line for line in notes]
     lines += data.notes
     if not lines:
         return ""
