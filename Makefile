@@ -81,7 +81,8 @@ BOARD := --map $(MAPPED)/starter.map.yaml --split group --runs runs/leaderboard
 leaderboard: setup ## the published systems, mapped to the starter's features, and ours: 22 recipes
 	@$(BIN)/bsdkit fit $(wildcard $(MAPPED)/baseline-*.yaml $(MAPPED)/cp-jku-*.yaml) $(BOARD) >/dev/null & \
 	first=$$!; $(BIN)/bsdkit fit $(wildcard $(MAPPED)/gisp-*.yaml $(MAPPED)/haf-*.yaml \
-		$(MAPPED)/lin-*.yaml $(MAPPED)/xjtlu-*.yaml) recipes/best.yaml $(BOARD) >/dev/null && wait $$first
+		$(MAPPED)/lin-*.yaml $(MAPPED)/xjtlu-*.yaml) recipes/best.yaml $(BOARD) >/dev/null; \
+	second=$$?; wait $$first && exit $$second
 	@$(BIN)/bsdkit leaderboard runs/leaderboard --baseline baseline-multimodal-mapped --markdown
 
 screenshot: setup ## a picture of the leaderboard's best report (a Chromium of your own)

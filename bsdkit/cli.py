@@ -388,7 +388,13 @@ def fit_command(
 
     note, console = _console(stderr=True), _console()
     names = read_map(map_) if map_ else None
-    for loaded in [load_recipe(path, names, split or ()) for path in recipes]:
+    all_loaded = [load_recipe(path, names, split or ()) for path in recipes]
+    for i, loaded in enumerate(all_loaded):
+        if loaded.name in [other.name for other in all_loaded[:i]]:
+            raise RecipeError(f"two recipes are called {loaded.name!r}; give one another name:")
+    if names is not None and not any(loaded.mapped for loaded in all_loaded):
+        raise RecipeError(f"--map {map_} names nothing that these recipes use")
+    for loaded in all_loaded:
         if loaded.description:  # where tune says what its settings were chosen on
             note.print(f"{loaded.name}: {loaded.description}", style="dim")
         result = fit_recipe(

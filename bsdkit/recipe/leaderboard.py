@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.combine.rerank import Reranker
-from bsdkit.errors import CorruptStore, RecipeError, nearest
+from bsdkit.errors import BsdkitError, CorruptStore, RecipeError, nearest
 from bsdkit.metrics import bootstrap, compare, holm
 from bsdkit.recipe.artifacts import Run, load_run
 from bsdkit.recipe.predict import with_inputs
@@ -49,38 +50,52 @@ def compare_runs(
     Raises:
         RecipeError: a folder is no run, there is no such baseline, or see `is_strict`.
     """
-    runs = {folder: load_run(folder) for folder in folders}
-    named = {run.folder.name: run for run in runs.values()}
-    if baseline and baseline not in named:
-        raise RecipeError(f"no run {baseline!r} among these: {nearest(baseline, named)}")
-    first = named[baseline] if baseline else next(iter(runs.values()))
-    split = split or first.split
-    truth, ours, digest = _decided(first, split)
-    taxonomy = first.clips.taxonomy
     left_out: dict[str, str] = {}
+    runs: dict[str, Run] = {}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in runs:
+            raise RecipeError(
+                f"two runs are called {name!r}: {runs[name].folder} and {folder}; rename a folder"
+            )
+        try:
+            runs[name] = load_run(folder)
+        except BsdkitError as error:
+            if is_strict:
+                raise
+            left_out[str(folder)] = str(error)
+    if not runs or (baseline and baseline not in runs):
+        known = nearest(baseline, runs) if runs else next(iter(left_out.values()))
+        raise RecipeError(f"no run {baseline!r} among these: {known}")
+    first = baseline or next(iter(runs))
+    split = split or runs[first].split
+    truth, ours, digest = _decided(runs[first], split)
+    taxonomy = runs[first].clips.taxonomy
     decided: dict[str, IntArray] = {}
-    for folder, run in runs.items():
+    parameters: dict[str, int | None] = {}
+    for name, run in runs.items():
         try:
             _, theirs, other = _decided(run, split)
             if other != digest:
                 raise RecipeError(
-                    f"{folder} has other clips, labels or folds than {first.folder}: fit both on "
-                    f"the same store, with split: {split}"
+                    f"{run.folder} has other clips, labels, classes or folds than "
+                    f"{runs[first].folder}: fit both on the same store, with split: {split}"
                 )
-            decided[run.folder.name] = theirs
-        except RecipeError as error:
+            parameters[name] = _parameters(run)
+            decided[name] = theirs
+        except BsdkitError as error:
             if is_strict:
                 raise
-            left_out[str(folder)] = str(error)
+            left_out[str(run.folder)] = str(error)
     against = {
         name: compare(truth, theirs, ours, taxonomy)
         for name, theirs in decided.items()
-        if name != first.folder.name and not np.array_equal(theirs, ours)
+        if name != first and not np.array_equal(theirs, ours)
     }
     corrected = holm({name: c.p_value for name, c in against.items()})
     entries = []
     for name, theirs in decided.items():
-        run = named[name]
+        run = runs[name]
         scores = bootstrap(truth, theirs, taxonomy)
         entries.append(
             Entry(
@@ -92,13 +107,13 @@ def compare_runs(
                 optimism=run.metrics["protocols"][split]["ensemble"]["optimism"],
                 against=against.get(name),
                 p_value=corrected.get(name),
-                seconds=float(run.facts["seconds"]),
-                parameters=_parameters(run),
+                seconds=float(run.facts.get("seconds", float("nan"))),
+                parameters=parameters[name],
                 is_mapped=bool(run.recipe.mapped),
             )
         )
     entries.sort(key=lambda entry: -entry.hF_strict.value)
-    return Leaderboard(tuple(entries), first.folder.name, split, len(truth), left_out)
+    return Leaderboard(tuple(entries), first, split, len(truth), left_out)
 
 
 def _decided(run: Run, split: str) -> tuple[IntArray, IntArray, tuple[bytes, ...]]:
@@ -118,20 +133,24 @@ def _decided(run: Run, split: str) -> tuple[IntArray, IntArray, tuple[bytes, ...
     tested = fold >= 0
     labels = np.asarray(run.clips.labels, np.int64)
     ids = "\n".join(map(str, run.clips.ids)).encode()
-    same = (ids, labels.tobytes(), fold.tobytes(), repr(run.clips.taxonomy.labels).encode())
+    same = (ids, labels.tobytes(), fold.tobytes(), repr(run.clips.taxonomy.classes).encode())
     return labels[tested], decided[tested], same
 
 
-def _parameters(run: Run) -> int:
-    """Numbers in the models of the members that count, and in the reranker's trees."""
+def _parameters(run: Run) -> int | None:
+    """Numbers in the models of the members that count, equal models once, and in the reranker.
+
+    None where models that were trained elsewhere count, of which nothing is known.
+    """
     names = with_inputs(run, run.counting)
-    trained = [name for name in names if not run.recipe.members[name].imported]
-    heads = sum(
-        parameters_of(array)
-        for name in trained
-        for model in run.models(name)
-        for array in model.state.values()
-    )
-    return heads + sum(
-        trees_in(step.model) for step in run.chain.steps if isinstance(step, Reranker)
-    )
+    if any(run.recipe.members[name].imported for name in names):
+        return None
+    sizes: dict[str, int] = {}
+    for name in names:
+        for model in run.models(name):
+            digest = hashlib.sha256()
+            for key, array in sorted(model.state.items()):
+                digest.update(key.encode() + np.ascontiguousarray(array).tobytes())
+            sizes[digest.hexdigest()] = sum(parameters_of(a) for a in model.state.values())
+    trees = [trees_in(step.model) for step in run.chain.steps if isinstance(step, Reranker)]
+    return sum(sizes.values()) + sum(trees)

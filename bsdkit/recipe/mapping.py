@@ -22,7 +22,7 @@ class NameMap:
 
     Attributes:
         features: by feature (``clap.audio``), or by backbone (``clap``) for all of its outputs;
-            the longer name wins.
+            the longer name wins. A view (``clap.text@masked``) is kept, unless it is named.
         stores: by place.
         heads: settings of heads, by head, where what is at hand is another size of data.
     """
@@ -33,10 +33,11 @@ class NameMap:
 
     def feature(self, name: str) -> str:
         """What stands for a feature here; itself where nothing does."""
-        plain = name.partition("@")[0]
+        plain, at, view = name.partition("@")
         for known in (name, plain, plain.partition(".")[0]):
             if known in self.features:
-                return self.features[known]
+                here = self.features[known]
+                return here if known == name or "@" in here else here + at + view
         return name
 
     def store(self, place: str) -> str:
@@ -67,7 +68,12 @@ def read_map(text: str) -> NameMap:
                 f"--map {pair}: expected NAME=NAME, e.g. clap.audio=aisfx,clap.text=minilm, or a "
                 ".yaml file"
             )
-        (stores if "/" in name else features)[name.rstrip("/")] = here
+        part = stores if "/" in name else features
+        if name.rstrip("/") in part:
+            raise RecipeError(f"--map names {name!r} twice")
+        part[name.rstrip("/")] = here
+    if not features and not stores:
+        raise RecipeError(f"--map {text}: expected NAME=NAME, e.g. clap.audio=aisfx")
     return NameMap(features, stores)
 
 
@@ -135,6 +141,8 @@ def apply_map(data: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
         if not isinstance(member, dict):  # the schema will say so
             continue
         for key, value in names.heads.get(str(member.get("head")), {}).items():
+            if member.get(key) == value:
+                continue
             member[key] = value
             changed[f"{member['head']}.{key}"] = str(value)
     if changed:

@@ -163,7 +163,7 @@ def report_of(
         facts=run.facts,
         clips=columns,
         predictions=said,
-        reliability=reliability(said.probabilities, labels, n_bins=10),
+        reliability=reliability(said.probabilities, labels),
         lost=lost_credit(labels, decided, confidence, clips.taxonomy),
         ambiguity=ambiguity(labels, decided, confidence, len(clips.taxonomy)),
         features=features,

@@ -34,7 +34,8 @@ class Entry:
             differs.
         p_value: of that, after Holm over all runs; None with `against`.
         seconds: of its fit; what was trained before is not in it.
-        parameters: of the models that count and of the reranker, frozen backbones apart.
+        parameters: of the models that count, equal ones once, and of the reranker, frozen
+            backbones apart; None where models that were trained elsewhere count.
         is_mapped: whether it ran on other features than its recipe names.
     """
 
@@ -47,7 +48,7 @@ class Entry:
     against: Comparison | None
     p_value: float | None
     seconds: float
-    parameters: int
+    parameters: int | None
     is_mapped: bool
 
 
@@ -95,7 +96,7 @@ def _rows(board: Leaderboard) -> list[list[str]]:
                 p,
                 verdict,
                 f"{entry.seconds:.0f}",
-                f"{entry.parameters / 1e6:.2f} M",
+                "" if entry.parameters is None else f"{entry.parameters / 1e6:.2f} M",
             ]
         )
     return rows
@@ -109,12 +110,13 @@ def _title(board: Leaderboard) -> str:
 
 
 def _notes(board: Leaderboard) -> list[str]:
-    notes = [f"left out: {reason}" for reason in board.left_out.values()]
+    notes = ["seconds are of a run's own fit; members that another had trained are not in them"]
+    notes += [f"left out: {reason}" for reason in board.left_out.values()]
     mapped = [entry.name for entry in board.entries if entry.is_mapped]
     if mapped:
         notes.append(
-            f"{len(mapped)} of {len(board.entries)} runs are mapped: they have other features than "
-            "their recipes name, so these figures are not the originals'"
+            f"{len(mapped)} of {len(board.entries)} runs are mapped: they have other features, "
+            "stores or settings than their recipes name, so these figures are not the originals'"
         )
     return notes
 

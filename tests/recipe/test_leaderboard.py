@@ -84,7 +84,9 @@ def test_maps_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "m.yaml"
     path.write_text("features: {clap: aisfx}\nstores: {cache/a/: cache/b}\n")
     names = read_map(str(path))
-    assert names.feature("clap.text@masked") == "aisfx" and names.store("cache/a") == "cache/b"
+    assert (
+        names.feature("clap.text@masked") == "aisfx@masked" and names.store("cache/a") == "cache/b"
+    )
     for text, message in (
         ("featurs: {}\n", "found 'featurs': did you mean 'features'?"),
         ("heads: {hatr: 40}\n", "heads must hold HEAD: {SETTING: VALUE} lines"),
@@ -95,8 +97,24 @@ def test_maps_that_cannot_be_read(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(RecipeError, match=re.escape(message)):
             read_map(str(path))
-    with pytest.raises(RecipeError, match="--map clap: expected NAME=NAME"):
-        read_map("clap")
+    for text, message in (
+        ("clap", "--map clap: expected NAME=NAME"),
+        (",", "--map ,: expected NAME=NAME"),
+        ("clap=aisfx,clap=minilm", "--map names 'clap' twice"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            read_map(text)
+
+
+def test_a_fit_of_several_refuses_what_would_be_lost_or_not_be_meant(place: Path) -> None:
+    again = place / "more"
+    again.mkdir(exist_ok=True)
+    (again / "whole.yaml").write_text(FOREIGN)
+    words = ("fit", place / "whole.yaml", "--runs", place / "none")
+    same = bsdkit_here(*words, again / "whole.yaml", "--map", MAP.format(store=place / "small"))
+    assert same.returncode == 2 and "two recipes are called 'whole-mapped'" in same.stderr
+    typo = bsdkit_here(*words, "--map", "clpa=aisfx")
+    assert typo.returncode == 2 and "--map clpa=aisfx names nothing" in typo.stderr
 
 
 def test_a_leaderboard_is_what_the_runs_say(place: Path) -> None:
@@ -136,12 +154,16 @@ def test_the_commands_print_it_and_leave_out_what_cannot_be_compared(place: Path
         "--map", MAP.format(store=place / "small"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    wrong = bsdkit_here("compare", runs / "whole-mapped", place / "other/whole-mapped")
-    assert wrong.returncode == 2 and "was not scored under 'group' folds" in wrong.stderr
+    twice = bsdkit_here("compare", runs / "whole-mapped", place / "other/whole-mapped")
+    assert twice.returncode == 2 and "two runs are called 'whole-mapped'" in twice.stderr
     (place / "other/whole-mapped").rename(runs / "stratified")
+    wrong = bsdkit_here("compare", runs / "whole-mapped", runs / "stratified")
+    assert wrong.returncode == 2 and "was not scored under 'group' folds" in wrong.stderr
+    (runs / "broken").mkdir()  # of an older version, say
+    (runs / "broken/metrics.json").write_text("{}")
     board = bsdkit_here("leaderboard", runs, "--baseline", "alone-mapped", "--markdown")
     assert board.returncode == 0, board.stderr
-    assert "left out: " in board.stdout and board.stdout.count("| whole-mapped |") == 1
+    assert board.stdout.count("left out: ") == 2 and board.stdout.count("| whole-mapped |") == 1
     typo = bsdkit_here("leaderboard", runs, "--baseline", "aloen-mapped")
     assert typo.returncode == 2 and "did you mean 'alone-mapped'?" in typo.stderr
     empty = bsdkit_here("leaderboard", place / "none")

@@ -150,7 +150,7 @@ def reliability_chart(found: Reliability) -> str:
         _line(x(0), y(0), x(1), y(1), "diagonal"),
         _line(left, foot, left + side, foot, "axis"),
         _line(left, y(0), left + side, y(0), "axis"),
-        _text(left + side / 2, foot + 34, "confidence: probability of the predicted class, %"),
+        _text(left + side / 2, foot + 34, "confidence: probability of the most probable class, %"),
         f'<text class="tick" transform="translate(14 {top + side / 2}) rotate(-90)" '
         'text-anchor="middle">accuracy, %</text>',
     ]
