@@ -57,6 +57,17 @@ TaxonomyOption = Annotated[
     str, typer.Option(help="'bst', 'flat' (labels found are classes), or a CSV.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Train again what was trained before.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+MapOption = Annotated[
+    str,
+    typer.Option(
+        "--map",
+        help="Features and stores to use instead of those that a recipe names: NAME=NAME,... or "
+        "a .yaml file.",
+    ),
+]
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -357,16 +368,6 @@ def prior_audit_command(store: StoreArgument) -> None:
     print_prior_audits(_console(), audit_priors(Store(store)), str(store))
 
 
-MapOption = Annotated[
-    str,
-    typer.Option(
-        "--map",
-        help="Features and stores to use instead of those that a recipe names: NAME=NAME,... or "
-        "a .yaml file.",
-    ),
-]
-
-
 @_command(app, "fit")
 def fit_command(
     recipes: Annotated[list[Path], typer.Argument(help="Recipes, e.g. recipes/starter.yaml.")],
@@ -374,11 +375,9 @@ def fit_command(
     split: Annotated[
         list[str] | None, typer.Option(help="The splits to use instead of a recipe's.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
     device: DeviceOption = "cpu",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Train again what was trained before.")
-    ] = False,
+    fresh: FreshOption = False,
 ) -> None:
     """Train, combine and score the members of recipes; writes runs/NAME/ for each."""
     from bsdkit.recipe.mapping import read_map
@@ -395,7 +394,9 @@ def fit_command(
     if names is not None and not any(loaded.mapped for loaded in all_loaded):
         raise RecipeError(f"--map {map_} names nothing that these recipes use")
     for loaded in all_loaded:
-        if loaded.description:  # where tune says what its settings were chosen on
+        if (
+            loaded.description or len(all_loaded) > 1
+        ):  # where tune says what its settings were chosen on
             note.print(f"{loaded.name}: {loaded.description}", style="dim")
         result = fit_recipe(
             loaded,
@@ -419,9 +420,7 @@ def compare_command(
         str, typer.Option(help="Name of the run to compare with; default the first.")
     ] = "",
     split: Annotated[str, typer.Option(help="The folds; default the baseline's headline.")] = "",
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table as Markdown.")
-    ] = False,
+    markdown: MarkdownOption = False,
     page: Annotated[
         Path | None, typer.Option(help="Write two runs side by side as one HTML file.")
     ] = None,
@@ -480,9 +479,7 @@ def leaderboard_command(
         str, typer.Option(help="Name of the run to compare with; default the first by name.")
     ] = "",
     split: Annotated[str, typer.Option(help="The folds; default the baseline's headline.")] = "",
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table as Markdown.")
-    ] = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Print all comparable runs of a folder, the best first."""
     from bsdkit.recipe.leaderboard import compare_runs, find_runs
@@ -513,14 +510,10 @@ def ablate_command(
     judge: Annotated[
         str, typer.Option(help="Member to compare, or 'ensemble'; default: what differs.")
     ] = "",
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
     device: DeviceOption = "cpu",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Train again what was trained before.")
-    ] = False,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print the table as Markdown.")
-    ] = False,
+    fresh: FreshOption = False,
+    markdown: MarkdownOption = False,
 ) -> None:
     """Compare variants of a recipe with it on the same clips; says which clear the noise."""
     from bsdkit.recipe.ablate import ablate, variants_of
@@ -573,7 +566,7 @@ def tune_command(
     ] = "folds",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the settings tried.")] = 0,
-    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs: RunsOption = Path("runs"),
     device: DeviceOption = "cpu",
 ) -> None:
     """Search a member's settings, scored on clips that had no say; run again to go on."""

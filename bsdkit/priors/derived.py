@@ -6,10 +6,10 @@ from pathlib import Path
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import own_name, slug
+from bsdkit.priors.ask import slug
 from bsdkit.priors.audio_language import OUTPUT
 from bsdkit.priors.encoder import TEXT_ENCODER, encoder_prior
-from bsdkit.priors.scores import prior_of_scores
+from bsdkit.priors.scores import prior_facts, prior_of_scores
 from bsdkit.store.feature import read_feature
 from bsdkit.store.specs import PRIOR, Spec
 from bsdkit.store.store import Store
@@ -38,16 +38,13 @@ def audio_prior(store: Store, backbone: Backbone, name: str = "") -> Path:
     taxonomy = store.clips.taxonomy
     spec = {
         "backbone": AUDIO_LANGUAGE,
-        "kind": PRIOR,
-        "dim": len(taxonomy),
-        "dtype": "float32",
+        **prior_facts(taxonomy),
         "weights": source["weights"],
-        "classes": list(taxonomy.labels),
         "text_template": source.get("text_template"),
         "encoder": source,
         "version": VERSION,
     }
-    name = own_name(name or f"{PRIOR}.{slug(backbone.name)}", PRIOR)
+    name = name or f"{PRIOR}.{slug(backbone.name)}"
     return prior_of_scores(store, name, spec, rows, rows.embedding.astype(float), {})
 
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import own_name, slug
-from bsdkit.priors.scores import prior_of_scores
+from bsdkit.priors.ask import slug
+from bsdkit.priors.scores import prior_facts, prior_of_scores
 from bsdkit.store.feature import read_feature
 from bsdkit.store.specs import PRIOR, Spec
 from bsdkit.store.store import Store
@@ -88,11 +88,8 @@ def encoder_spec(text_spec: Spec, taxonomy: Taxonomy, texts: list[str]) -> dict[
     """The spec of the prior that compares a text feature with the texts of the classes."""
     return {
         "backbone": TEXT_ENCODER,
-        "kind": PRIOR,
-        "dim": len(taxonomy),
-        "dtype": "float32",
+        **prior_facts(taxonomy),
         "weights": text_spec["weights"],
-        "classes": list(taxonomy.labels),
         "class_texts": texts,
         "class_texts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
         "scale": SCALE,
@@ -132,7 +129,7 @@ def encoder_prior(
     spec = encoder_spec(info.spec, taxonomy, texts)
     return prior_of_scores(
         store,
-        own_name(name or f"{PRIOR}.{slug(info.feature)}", PRIOR),
+        name or f"{PRIOR}.{slug(info.feature)}",
         spec,
         rows,
         SCALE * cosines,

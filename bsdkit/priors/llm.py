@@ -22,19 +22,20 @@ from typing import Literal
 import numpy as np
 
 from bsdkit.errors import CorruptStore, PriorError
-from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, own_name, slug
+from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, slug
 from bsdkit.priors.cost import estimate_tokens, tokens_of_request
 from bsdkit.priors.journal import Journal
 from bsdkit.priors.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.priors.parse import PARSER_VERSION, parse_classes, parse_summary
 from bsdkit.priors.prompt import CONTENT_VERSION, class_prompt, clip_contents, summary_prompt
+from bsdkit.priors.scores import prior_facts
 from bsdkit.store.feature import (
     FAILED,
     OK,
     FeatureRows,
     feature_path,
     read_feature,
-    write_feature,
+    write_changed_feature,
 )
 from bsdkit.store.specs import PRIOR, Spec, first_difference, spec_hash
 from bsdkit.store.store import Store
@@ -53,6 +54,7 @@ __all__ = [
     "score_asks",
     "summary_question",
 ]
+
 LLM = "llm"
 """The ``backbone`` in the spec of what a language model wrote."""
 
@@ -153,12 +155,9 @@ def class_question(
 
     spec = {
         **_common(prompt, settings, template, revision),
-        "kind": PRIOR,
-        "dim": len(taxonomy),
-        "dtype": "float32",
-        "classes": list(taxonomy.labels),
+        **prior_facts(taxonomy),
     }
-    name = own_name(name or f"{PRIOR}.{slug(settings.model)}", PRIOR)
+    name = name or f"{PRIOR}.{slug(settings.model)}"
     return Question(name, "prior", prompt, parse, spec, template)
 
 
@@ -191,12 +190,9 @@ def likelihood_question(
         "revision": facts.pop("revision"),
         "revision_from": "files",
         "parameters": facts,
-        "kind": PRIOR,
-        "dim": len(taxonomy),
-        "dtype": "float32",
-        "classes": list(taxonomy.labels),
+        **prior_facts(taxonomy),
     }
-    name = own_name(name or f"{PRIOR}.{slug(scorer.name)}", PRIOR)
+    name = name or f"{PRIOR}.{slug(scorer.name)}"
     return Question(name, "prior", prompt, parse, spec, template)
 
 
@@ -246,7 +242,7 @@ def summary_question(
         return Row(None, parsed.text, reason=parsed.reason)
 
     spec = {**_common(prompt, settings, template, revision), "kind": SUMMARY}
-    name = own_name(name or f"{SUMMARY}.{slug(settings.model)}", SUMMARY)
+    name = name or f"{SUMMARY}.{slug(settings.model)}"
     return Question(name, "summary", prompt, parse, spec, template)
 
 
@@ -492,6 +488,5 @@ class Stage:
             replies=raw,
         )
         path = feature_path(store, name, spec)
-        if not path.is_file() or read_feature(path).checksum() != feature_rows.checksum():
-            write_feature(path, name, spec, feature_rows, provenance)
+        write_changed_feature(path, name, spec, feature_rows, provenance)
         return path

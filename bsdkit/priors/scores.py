@@ -14,13 +14,13 @@ from bsdkit.store.feature import (
     OK,
     FeatureRows,
     feature_path,
-    read_feature,
-    write_feature,
+    write_changed_feature,
 )
-from bsdkit.store.specs import Spec
+from bsdkit.store.specs import PRIOR, Spec
 from bsdkit.store.store import Store
+from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["prior_of_scores"]
+__all__ = ["prior_facts", "prior_of_scores"]
 
 
 def prior_of_scores(
@@ -53,7 +53,15 @@ def prior_of_scores(
         embedding=probabilities.astype(np.float32),
     )
     path = feature_path(store.path, name, spec)
-    if path.is_file() and read_feature(path).checksum() == made.checksum():
-        return path
-    write_feature(path, name, spec, made, provenance)
+    write_changed_feature(path, name, spec, made, provenance)
     return path
+
+
+def prior_facts(taxonomy: Taxonomy) -> dict[str, object]:
+    """What the specs of all priors over these classes have in common."""
+    return {
+        "kind": PRIOR,
+        "dim": len(taxonomy),
+        "dtype": "float32",
+        "classes": list(taxonomy.labels),
+    }

@@ -26,7 +26,7 @@ from bsdkit.report.progress import Bar, ConsoleProgress
 from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
 from bsdkit.store.specs import PRIOR, first_difference
 from bsdkit.store.store import Store
-from bsdkit.store.texts import Texts, find_texts
+from bsdkit.store.texts import find_texts
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.text import (
     TEMPLATES,
@@ -47,6 +47,7 @@ __all__ = [
     "fill_table",
     "find_template",
     "summary_lines",
+    "without_stale",
 ]
 
 _SHOWN_FAILURES = 3
@@ -104,8 +105,7 @@ def extract_dataset(
         progress.line(line)
     with progress:
         opened, clips = fill_table(clips, store, progress)
-        if template.texts:
-            template = _without_stale(template, find_texts(store, template.origin), clips, progress)
+        template = without_stale(template, store, clips, progress)
         reports = extract(
             wanted,
             clips,
@@ -150,10 +150,20 @@ def find_template(
     return masked(template, taxonomy) if is_masked else template
 
 
-def _without_stale(
-    template: TextTemplate, texts: Texts, clips: Clips, progress: ConsoleProgress
+def without_stale(
+    template: TextTemplate, store: Path, clips: Clips, progress: ConsoleProgress
 ) -> TextTemplate:
-    """The template without texts that were made of other metadata than the clips have now."""
+    """The template without texts that were made of other metadata than the clips have now.
+
+    Args:
+        template: see `find_template`.
+        store: where its texts are.
+        clips: with their durations, which summaries are made of too.
+        progress: where to say how many have none.
+    """
+    if not template.texts:
+        return template
+    texts = find_texts(store, template.origin)
     of_these = _template_of(texts.spec["text_template"], clips.taxonomy)
     contents = clip_contents(clips, template=of_these)
     now = {str(c): Ask(str(c), text).sha256 for c, text in zip(clips.ids, contents, strict=True)}

@@ -17,9 +17,8 @@ from bsdkit.dataset import Clips, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import PriorError, nearest
 from bsdkit.extract.pipeline import ExtractionSettings, extract
-from bsdkit.extract.report import ExtractionReport
 from bsdkit.priors import batch
-from bsdkit.priors.ask import Ask, LLMSettings, Reply, SchemaMode
+from bsdkit.priors.ask import Ask, LLMSettings, Reply, SchemaMode, own_name
 from bsdkit.priors.audio_language import OUTPUT, with_question
 from bsdkit.priors.chat import Connection, Outcome, ask_all
 from bsdkit.priors.cost import Budget, estimate
@@ -27,6 +26,7 @@ from bsdkit.priors.derived import audio_prior
 from bsdkit.priors.encoder import CLASS_TEXT, TEXT_ENCODER, class_texts, encoder_prior
 from bsdkit.priors.likelihood import CausalScorer
 from bsdkit.priors.llm import (
+    SUMMARY,
     Question,
     Stage,
     class_question,
@@ -34,9 +34,10 @@ from bsdkit.priors.llm import (
     score_asks,
     summary_question,
 )
-from bsdkit.recipe.extraction import bars, fill_table, find_template, summary_lines
+from bsdkit.recipe.extraction import bars, fill_table, find_template, summary_lines, without_stale
 from bsdkit.report.progress import ConsoleProgress
 from bsdkit.store.feature import OK, read_feature
+from bsdkit.store.specs import PRIOR
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.text import TextTemplate
@@ -158,6 +159,8 @@ def make_priors(
             f"{options.model} writes no summaries; give a chat model: --engine openai --model "
             "MODEL, and --endpoint URL for a server of your own"
         )
+    if options.name:  # before anything is embedded, or paid for
+        own_name(options.name, SUMMARY if options.summaries else PRIOR)
     if engine == TEXT_ENCODER:
         return _encoder_prior(store, options, progress)
     if engine == "transformers":
@@ -206,8 +209,10 @@ def _template(store: Store, options: PriorOptions) -> TextTemplate:
 
 def _encoder_prior(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bool:
     texts = class_texts(store.clips.taxonomy, options.class_text)  # refuses before it loads
-    backbone, output = _text_output(options, _template(store, options))
-    embed_missing(store, backbone, output, _template(store, options), options.device, progress)
+    template = _template(store, options)
+    backbone, output = _text_output(options, template)
+    template = without_stale(template, store.path, store.clips, progress)
+    _embed_missing(store, backbone, output, template, options.device, progress)
     feature = backbone.feature(output)
     path = encoder_prior(store, feature, backbone, output, texts, options.name)
     rows = read_feature(path)
@@ -232,19 +237,15 @@ def _text_output(options: PriorOptions, template: TextTemplate) -> tuple[Backbon
     return backbone, texts[0]
 
 
-def embed_missing(
+def _embed_missing(
     store: Store,
     backbone: Backbone,
     output: str,
     template: TextTemplate,
     device: str,
     progress: ConsoleProgress,
-) -> list[ExtractionReport]:
-    """Embeds the texts of the store's clips, as far as they are not; loads the backbone.
-
-    Raises:
-        BackboneUnavailable: it lacks a package or weights.
-    """
+) -> None:
+    """Embeds the texts of the store's clips, as far as they are not; loads the backbone."""
     check_device(device)
     backbone.require()
     with progress:
@@ -261,11 +262,10 @@ def embed_missing(
     if any(report.n_embedded for report in reports):
         for line in summary_lines(reports):
             progress.line(line)
-    return reports
 
 
 def _heard(store: Store, clips: Clips, options: PriorOptions, progress: ConsoleProgress) -> bool:
-    template = _template(store, options)
+    template = without_stale(_template(store, options), store.path, clips, progress)
     chosen = BackboneOptions(
         text_template=template.describe(), dtype="float32", precision=options.precision
     )
@@ -328,6 +328,11 @@ def _asked(store: Store, options: PriorOptions, progress: ConsoleProgress) -> bo
     stage = Stage(store, _question(store, options))
     with stage.locked():
         todo = stage.todo(is_failed_again=options.is_failed_again)
+        if stage.journal.n_broken:
+            progress.line(
+                f"{stage.journal.n_broken} lines of {stage.journal.folder} cannot be read; their "
+                "clips are asked again"
+            )
         if options.is_dry:
             earlier = stage.replies().values()
             guess = estimate(todo, stage.question.prompt, options.llm, options.budget, earlier)

@@ -93,8 +93,17 @@ def make_report(
         with contextlib.suppress(BsdkitError, OSError):  # a page without a map is better than none
             opened = Store(loaded.recipe.store)
     page = out or loaded.folder / "report.html"
+    _check_page(page)
     write_report(loaded, page, opened, data)
     return page
+
+
+def _check_page(page: Path) -> None:
+    """Refuses a page that cannot be written, before the work."""
+    if page.is_dir():
+        raise RecipeError(
+            f"{page} is a folder; give the page's own name, e.g. {page / 'page.html'}"
+        )
 
 
 def write_report(
@@ -439,6 +448,7 @@ def make_comparison(
         RecipeError: a folder is not a whole run, or the two are of other clips or folds.
         DatasetError: the dataset cannot be read.
     """
+    _check_page(page)
     found = comparison_of(load_run(a), load_run(b), data, page=page, split=split)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_comparison(page, found)

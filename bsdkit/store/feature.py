@@ -35,6 +35,7 @@ __all__ = [
     "read_embedding",
     "read_feature",
     "read_info",
+    "write_changed_feature",
     "write_feature",
 ]
 
@@ -227,6 +228,19 @@ def write_feature(
             file.create_dataset("other", data=rows.other)
         if rows.replies is not None:
             write_texts(file, "reply", rows.replies.tolist())
+
+
+def write_changed_feature(
+    path: Path, feature: str, spec: Spec, rows: FeatureRows, provenance: Mapping[str, object]
+) -> None:
+    """What `write_feature` does, unless the file is there with the same rows already.
+
+    Raises:
+        CorruptStore: the file there cannot be read.
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    if not path.is_file() or read_feature(path).checksum() != rows.checksum():
+        write_feature(path, feature, spec, rows, provenance)
 
 
 def _write_matrix(

@@ -139,7 +139,11 @@ class Store:
         matching = matching or [info for info in found if _template_of(info.spec) == prefix]
         if not matching:
             hashes = ", ".join(f"{name}@{info.spec_hash[:12]}" for info in found)
-            raise StaleStore(f"{self.path} has no {feature!r}, only {hashes}")
+            make = {
+                "masked": "; make it with --mask-class-words",
+                "summary": "; embed summaries with bsdkit extract --text summary",
+            }
+            raise StaleStore(f"{self.path} has no {feature!r}, only {hashes}{make.get(prefix, '')}")
         if expect is not None:
             differences = [(info, first_difference(info.spec, expect)) for info in matching]
             matching = [info for info, difference in differences if difference is None]

@@ -106,8 +106,10 @@ def verify_store(store: Store) -> list[FeatureReport]:
 def _older_than_source(info: FeatureInfo, rows: FeatureRows, store: Store) -> list[str]:
     """What is wrong with a feature that was made from another one which has changed since."""
     source = info.spec.get("encoder")
+    if source is None:
+        return []
     for other in store.infos():
-        if source is None or other.spec != source:
+        if other.spec != source:
             continue
         found = read_feature(other.path)
         now = dict(zip(found.ids, found.source_sha256, strict=True))

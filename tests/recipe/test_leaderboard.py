@@ -166,5 +166,9 @@ def test_the_commands_print_it_and_leave_out_what_cannot_be_compared(place: Path
     assert board.stdout.count("left out: ") == 2 and board.stdout.count("| whole-mapped |") == 1
     typo = bsdkit_here("leaderboard", runs, "--baseline", "aloen-mapped")
     assert typo.returncode == 2 and "did you mean 'alone-mapped'?" in typo.stderr
+    for words in (("report", runs / "alone-mapped", "--out"),
+                  ("compare", runs / "whole-mapped", runs / "alone-mapped", "--page")):  # fmt: skip
+        folder = bsdkit_here(*words, place)
+        assert folder.returncode == 2 and "is a folder; give the page's own name" in folder.stderr
     empty = bsdkit_here("leaderboard", place / "none")
     assert empty.returncode == 2 and "holds no runs; make one with bsdkit fit" in empty.stderr

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ import pytest
 from bsdkit.backbones.registry import get_backbone
 from bsdkit.priors.ask import Reply
 from bsdkit.store import Store
+from bsdkit.store.clips_table import write_clips
 from bsdkit.store.feature import OK, read_feature, read_info, write_feature
 from bsdkit.store.texts import find_texts
 from tests.conftest import ROOT, bsdkit_here
 from tests.priors.llm_server import Server, sha
-from tests.recipe.test_whole_chain import part_of_store
+from tests.recipe.test_whole_chain import part_of, part_of_store
 
 STARTER = ROOT / "cache/starter"
 RECIPE = """
@@ -181,10 +183,6 @@ def test_no_clip_is_lost_or_asked_twice_whatever_the_server_does(
 def test_changed_metadata_and_another_prompt_are_asked_again_and_nothing_else(
     store: Path, server: Server
 ) -> None:
-    from dataclasses import replace
-
-    from bsdkit.store.clips_table import write_clips
-
     assert ask(store, server.url).returncode == 0
     clips = Store(store).clips
     n = len(clips)
@@ -282,6 +280,15 @@ def test_summaries_are_texts_that_extract_embeds(
     texts = find_texts(store, "summary")
     clips = Store(store).clips
     assert set(texts.by_clip) == set(clips.ids) and all(texts.by_clip.values())
+    # nor does a text encoder's prior take summaries of other words than a clip has now
+    changed = tmp_path / "changed"
+    shutil.copytree(store, changed)
+    title = clips.title.copy()
+    title[:3] = "another"
+    write_clips(changed / "clips.h5", replace(clips, title=title))
+    told = bsdkit_here("priors", "--store", changed, "--text", "summary", "--name", "prior.said")
+    assert told.returncode == 0, told.stderr
+    assert f"3 of {len(clips)} clips have no current summary.scripted" in told.stderr
     # extract reads metadata from a dataset; this one has no sounds, as texts need none
     data = tmp_path / "clips.csv"
     with data.open("w", newline="") as file:
@@ -436,9 +443,6 @@ def test_the_batch_interface_step_by_step(store: Path, server: Server) -> None:
 
 def test_replies_that_are_not_asked_for_now_are_kept(store: Path, server: Server) -> None:
     """A smaller table, changed words and back again: nothing is paid for twice."""
-    from bsdkit.store.clips_table import write_clips
-    from tests.recipe.test_whole_chain import part_of
-
     clips = Store(store).clips
     n = len(clips)
     assert ask(store, server.url).returncode == 0
