@@ -394,9 +394,8 @@ def fit_command(
     if names is not None and not any(loaded.mapped for loaded in all_loaded):
         raise RecipeError(f"--map {map_} names nothing that these recipes use")
     for loaded in all_loaded:
-        if (
-            loaded.description or len(all_loaded) > 1
-        ):  # where tune says what its settings were chosen on
+        # a description is where tune says what its settings were chosen on
+        if loaded.description or len(all_loaded) > 1:
             note.print(f"{loaded.name}: {loaded.description}", style="dim")
         result = fit_recipe(
             loaded,
