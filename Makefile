@@ -35,7 +35,7 @@ endif
 
 demo: setup ## the main job on real sounds: fetch, embed, train, score, report (about 200 MB of sounds)
 	@if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then set -ex; \
-		$(BIN)/bsdkit starter data/demo --manifest recipes/starter/demo.csv; \
+		$(BIN)/python -m recipes.starter.builder data/demo --manifest recipes/starter/demo.csv; \
 		$(BIN)/bsdkit extract --data data/demo; \
 		$(BIN)/bsdkit priors --data data/demo; \
 		$(BIN)/bsdkit fit recipes/demo.yaml; \
@@ -93,8 +93,8 @@ published: setup ## every way of combining 42 published systems (recipes/bsd10k-
 		$(filter-out %/mean.yaml,$(wildcard recipes/bsd10k-published/*.yaml)) --markdown
 
 starter: setup ## build the starter sounds and embed them into cache/starter and cache/starter-noisy
-	$(BIN)/bsdkit starter data/starter
-	$(BIN)/bsdkit starter data/starter-noisy --manifest recipes/starter/noisy.csv
+	$(BIN)/python -m recipes.starter.builder data/starter
+	$(BIN)/python -m recipes.starter.builder data/starter-noisy --manifest recipes/starter/noisy.csv
 	$(BIN)/bsdkit extract --data data/starter
 	$(BIN)/bsdkit extract --data data/starter --backbone efficientat. --compress
 	$(BIN)/bsdkit extract --data data/starter-noisy

@@ -56,7 +56,7 @@ def bsdkit_here(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="session")
 def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Some 85 real sounds of three small Debian packages, in BSD layout."""
-    from bsdkit.starter import build_starter
+    from recipes.starter.builder import build_starter
 
     folder = tmp_path_factory.mktemp("sounds")
     with (ROOT / "recipes/starter/demo.csv").open(newline="") as file:

@@ -1,5 +1,6 @@
 """DCASE 2026 Task 1: the files of a submission, written and checked."""
 
+from bsdkit.backbones.cards import BackboneUse, Resource, backbone_uses
 from bsdkit.challenge.findings import Findings
 from bsdkit.challenge.meta_check import check_metadata
 from bsdkit.challenge.metadata import (
@@ -12,7 +13,6 @@ from bsdkit.challenge.metadata import (
     write_metadata,
 )
 from bsdkit.challenge.output import check_output, read_ids, write_output
-from bsdkit.challenge.resources import BackboneUse, Resource, backbone_uses
 from bsdkit.challenge.submission import check_submission, system_files
 
 __all__ = [

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import yaml
 
+from bsdkit.backbones.cards import is_known_to_be_allowed
 from bsdkit.challenge.findings import Findings
 from bsdkit.challenge.metadata import DEVELOPMENT, SCORES, TO_FILL
-from bsdkit.challenge.resources import is_known_to_be_allowed
 from bsdkit.errors import nearest
 from bsdkit.taxonomy import Taxonomy
 

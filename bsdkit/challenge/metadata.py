@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from bsdkit.challenge.resources import BackboneUse, Resource
+from bsdkit.backbones.cards import BackboneUse, Resource
 from bsdkit.csvfile import write_whole
 from bsdkit.taxonomy import BST, Taxonomy
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.combine.adjust import Adjustment, fit_adjustment
-from bsdkit.combine.calibration import CalibrationMethod, Calibrator, fit_calibration
+from bsdkit.combine.calibrate import CalibrationMethod, Calibrator, fit_calibration
 from bsdkit.combine.ensemble import Ensemble, EnsembleOptions, combine, fit_ensemble
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.folds import inner_folds

@@ -1,7 +1,7 @@
 """Weighted means of member probabilities, and the searches for their weights.
 
-All searches maximise hF_strict through a `Contest`, which scores a weighting in a fraction of a
-millisecond. What they find is *tuned* on the clips that they are given; `bsdkit.combine.chain`
+All searches maximise hF_strict through a `WeightScorer`, which scores a weighting in a fraction
+of a millisecond. What they find is *tuned* on the clips that they are given; `bsdkit.combine.chain`
 gives them the clips of other folds only.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from bsdkit.combine.objective import Contest, Objective, average, normalised
+from bsdkit.combine.objective import Objective, WeightScorer, average, normalised
 from bsdkit.errors import RecipeError
 
 __all__ = [
@@ -282,7 +282,7 @@ def fit_ensemble(
         w = limits(_stacked(probabilities, labels, objective, options.space))
         return Ensemble("stacking", tuple(w.tolist()), options.space)
     scores = probabilities if options.space == "probabilities" else _logarithm(probabilities)
-    contest = Contest(scores, labels, objective, is_log=options.space == "logits")
+    contest = WeightScorer(scores, labels, objective, is_log=options.space == "logits")
     with threadpool_limits(limits=1, user_api="blas"):  # the products are too small to share
         if options.method == "greedy":
             w = _greedy(contest, limits, options.rounds)
@@ -321,7 +321,7 @@ def _frozen(options: EnsembleOptions, names: Sequence[str]) -> tuple[float, ...]
 
 
 def _searched(
-    contest: Contest,
+    contest: WeightScorer,
     limits: Limits,
     options: EnsembleOptions,
     on_trial: Callable[[int], None] | None,
@@ -364,7 +364,7 @@ def _searched(
     return best_weights
 
 
-def _without_idle(contest: Contest, limits: Limits, weights: FloatArray) -> FloatArray:
+def _without_idle(contest: WeightScorer, limits: Limits, weights: FloatArray) -> FloatArray:
     """The weights without the members whose going loses nothing, the lightest first."""
     best = contest.score(weights)
     for i in np.argsort(weights, kind="stable"):
@@ -379,7 +379,7 @@ def _without_idle(contest: Contest, limits: Limits, weights: FloatArray) -> Floa
     return weights
 
 
-def _greedy(contest: Contest, limits: Limits, rounds: int) -> FloatArray:
+def _greedy(contest: WeightScorer, limits: Limits, rounds: int) -> FloatArray:
     n = contest.n_members
     counts = np.zeros(n)
     best, best_weights = -1.0, np.full(n, 1.0 / n)
@@ -393,7 +393,7 @@ def _greedy(contest: Contest, limits: Limits, rounds: int) -> FloatArray:
     return best_weights
 
 
-def _best_subset(contest: Contest, limits: Limits, largest: int) -> FloatArray:
+def _best_subset(contest: WeightScorer, limits: Limits, largest: int) -> FloatArray:
     n = contest.n_members
     sizes = range(1, min(largest, n) + 1)
     n_subsets = sum(math.comb(n, size) for size in sizes)

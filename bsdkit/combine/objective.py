@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bsdkit.metrics import Scorer
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Contest", "Objective", "average", "normalised"]
+__all__ = ["Objective", "WeightScorer", "average", "normalised"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -86,7 +86,7 @@ def normalised(logits: FloatArray) -> FloatArray:
     return np.asarray(grown / grown.sum(axis=1, keepdims=True))
 
 
-class Contest:
+class WeightScorer:
     """The clips and classes on which the weights of members can make a difference.
 
     With weights that are not negative, a class that every member puts below another one cannot

@@ -29,6 +29,10 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     name: ClassVar[str]
     """Set by `register`."""
 
+    version: ClassVar[int] = 1
+    """Of the numbers that it gives: rises with every change that moves them, so that members
+    which were trained before are trained again."""
+
     is_stochastic: ClassVar[bool] = False
     """Whether `random_state` changes the fit, so that several seeds are worth training."""
 

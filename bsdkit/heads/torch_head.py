@@ -16,11 +16,11 @@ from torch import nn
 from bsdkit.errors import HeadError
 from bsdkit.heads.base import FloatArray, Head
 from bsdkit.heads.normalize import normalize_rows, resolve_blocks, resolve_kinds
-from bsdkit.heads.stack.engine import INPUT_MEAN, INPUT_SCALE, train_replicas
-from bsdkit.heads.stack.layers import as_stackable, sample_subnetworks
-from bsdkit.heads.stack.losses import as_output
-from bsdkit.heads.stack.options import TrainingOptions
-from bsdkit.heads.stack.replica import Replica, TrainingData
+from bsdkit.heads.training.engine import INPUT_MEAN, INPUT_SCALE, train_replicas
+from bsdkit.heads.training.layers import as_stackable, sample_subnetworks
+from bsdkit.heads.training.losses import as_output
+from bsdkit.heads.training.options import TrainingOptions
+from bsdkit.heads.training.replica import Replica, TrainingData
 
 __all__ = ["TorchHead"]
 
@@ -66,7 +66,7 @@ class TorchHead(TrainingOptions, Head):
     def build(self, n_features: int, n_classes: int) -> nn.Module:
         """A fresh network from normalised features [batch, n_features] to its output.
 
-        The output is as `bsdkit.heads.stack.losses.as_output` says. The network may use
+        The output is as `bsdkit.heads.training.losses.as_output` says. The network may use
         nn.Dropout and nn.BatchNorm1d; anything else that is random or remembers cannot be
         stacked.
         """

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bsdkit.errors import PriorError
 from bsdkit.metrics import Comparison, Interval, bootstrap, compare
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.specs import PRIOR, first_difference, is_prior
+from bsdkit.store.kinds import PRIOR, first_difference, is_prior
 from bsdkit.store.store import Store
 from bsdkit.text import TEMPLATES, build_texts, named_classes, template_name
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
 from bsdkit.priors.ask import slug
-from bsdkit.priors.audio_language import OUTPUT
-from bsdkit.priors.encoder import TEXT_ENCODER, encoder_prior
+from bsdkit.priors.engines.audio_language import OUTPUT
+from bsdkit.priors.engines.encoder import TEXT_ENCODER, encoder_prior
 from bsdkit.priors.scores import prior_facts, prior_of_scores
 from bsdkit.store.feature import read_feature
-from bsdkit.store.specs import PRIOR, Spec
+from bsdkit.store.kinds import PRIOR, Spec
 from bsdkit.store.store import Store
 
 __all__ = ["AUDIO_LANGUAGE", "audio_prior", "make_prior"]
@@ -27,7 +27,7 @@ def audio_prior(store: Store, backbone: Backbone, name: str = "") -> Path:
 
     Args:
         store: with the answers' log-likelihoods as the feature that `backbone` made.
-        backbone: with a question about the classes, see `bsdkit.priors.audio_language`.
+        backbone: with a question about the classes, see `bsdkit.priors.engines.audio_language`.
         name: of the prior; default ``prior.<backbone>``.
 
     Raises:

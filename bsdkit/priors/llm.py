@@ -24,8 +24,8 @@ import numpy as np
 from bsdkit.errors import CorruptStore, PriorError
 from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, slug
 from bsdkit.priors.cost import estimate_tokens, tokens_of_request
+from bsdkit.priors.engines.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.priors.journal import Journal
-from bsdkit.priors.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.priors.parse import PARSER_VERSION, parse_classes, parse_summary
 from bsdkit.priors.prompt import CONTENT_VERSION, class_prompt, clip_contents, summary_prompt
 from bsdkit.priors.scores import prior_facts
@@ -37,7 +37,7 @@ from bsdkit.store.feature import (
     read_feature,
     write_changed_feature,
 )
-from bsdkit.store.specs import PRIOR, Spec, first_difference, spec_hash
+from bsdkit.store.kinds import PRIOR, Spec, first_difference, spec_hash
 from bsdkit.store.store import Store
 from bsdkit.store.texts import TextRows, list_texts, write_texts_file
 from bsdkit.text import TextTemplate

@@ -16,7 +16,7 @@ from bsdkit.store.feature import (
     feature_path,
     write_changed_feature,
 )
-from bsdkit.store.specs import PRIOR, Spec
+from bsdkit.store.kinds import PRIOR, Spec
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 

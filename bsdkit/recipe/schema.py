@@ -12,16 +12,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from bsdkit.combine.calibration import CalibrationMethod
+from bsdkit.combine.calibrate import CalibrationMethod
 from bsdkit.combine.decode import Decoding
 from bsdkit.combine.ensemble import Method, Space
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters, make_head
-from bsdkit.heads.stack.options import TrainingOptions
 from bsdkit.heads.torch_head import TorchHead
-from bsdkit.recipe.mapping import NameMap, apply_map
+from bsdkit.heads.training.options import TrainingOptions
+from bsdkit.members.plan import IMPORTED
+from bsdkit.recipe.map import NameMap, apply_map
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
-from bsdkit.train.plan import IMPORTED
 
 __all__ = [
     "AdjustRecipe",
@@ -78,7 +78,7 @@ class _Taught(BaseModel):
 
 
 class DistillRecipe(_Taught):
-    """Teachers of the development clips; see `bsdkit.train.plan.Distillation`."""
+    """Teachers of the development clips; see `bsdkit.members.plan.Distillation`."""
 
     teachers: list[str] = Field(min_length=1)
     soft: float = Field(0.5, ge=0)
@@ -87,7 +87,7 @@ class DistillRecipe(_Taught):
 
 
 class ExtraRecipe(_Taught):
-    """Clips of another store to train on; see `bsdkit.train.plan.ExtraPlan`."""
+    """Clips of another store to train on; see `bsdkit.members.plan.ExtraPlan`."""
 
     store: str
     labels: Literal["given", "agreement", "soft"] = "given"
@@ -373,7 +373,7 @@ class Recipe(BaseModel):
         missing: ``refuse`` a store that lacks rows of a feature, or ``skip`` those clips in
             the members that need it.
         tune: what `bsdkit tune` searches.
-        mapped: names that others stand for here, see `bsdkit.recipe.mapping`; written by `--map`.
+        mapped: names that others stand for here, see `bsdkit.recipe.map`; written by `--map`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

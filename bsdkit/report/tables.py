@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bsdkit.backbones.base import Backbone
+from bsdkit.backbones.diagnosis import diagnose
 from bsdkit.dataset import Clips, FilterReport
 from bsdkit.metrics import METRICS, Interval, Scores
-from bsdkit.report.doctor import diagnose
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.texts import Texts
 from bsdkit.store.verify import DurationRow, FeatureReport

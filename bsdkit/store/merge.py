@@ -16,10 +16,10 @@ import numpy as np
 
 from bsdkit.errors import CorruptStore, IncompleteStore, StoreError
 from bsdkit.location import as_location
-from bsdkit.store.clips_table import write_clips
+from bsdkit.store.clips import write_clips
 from bsdkit.store.feature import FeatureInfo, FeatureRows, read_feature, read_info
+from bsdkit.store.kinds import Spec
 from bsdkit.store.shards import ShardFolder, locked
-from bsdkit.store.specs import Spec
 from bsdkit.store.store import Store
 
 __all__ = ["MergeReport", "merge_stores"]

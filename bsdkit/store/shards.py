@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bsdkit.errors import CorruptStore
 from bsdkit.store.feature import FeatureRows, feature_path, read_feature, read_info, write_feature
 from bsdkit.store.files import file_lock, remove_tree
-from bsdkit.store.specs import Spec, spec_hash
+from bsdkit.store.kinds import Spec, spec_hash
 
 __all__ = ["ShardFolder", "locked"]
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from bsdkit.dataset import Clips
 from bsdkit.errors import IncompleteStore, StaleStore, StoreError, nearest
 from bsdkit.location import as_location
-from bsdkit.store.clips_table import read_clips, same_table, write_clips
+from bsdkit.store.clips import read_clips, same_table, write_clips
 from bsdkit.store.feature import OK, FeatureInfo, read_embedding, read_info
-from bsdkit.store.specs import PRIOR, Spec, first_difference
+from bsdkit.store.kinds import PRIOR, Spec, first_difference
 from bsdkit.text import TEMPLATES, template_name
 
 __all__ = ["Features", "Store"]

@@ -22,7 +22,7 @@ from bsdkit.store.files import (
     write_strings,
     write_texts,
 )
-from bsdkit.store.specs import Spec, spec_hash
+from bsdkit.store.kinds import Spec, spec_hash
 
 __all__ = ["TextRows", "Texts", "find_texts", "list_texts", "read_texts_file", "write_texts_file"]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
-from bsdkit.store.specs import is_prior, spec_hash
+from bsdkit.store.kinds import is_prior, spec_hash
 from bsdkit.store.store import Store
 
 __all__ = ["DURATION_BINS", "DurationRow", "FeatureReport", "compare_stores", "verify_store"]

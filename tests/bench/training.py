@@ -17,11 +17,11 @@ from usual_trainer import ClipFiles, UsualSettings, train_usual, write_clip_file
 
 from bsdkit.heads.mlp import MLPHead
 from bsdkit.heads.registry import make_head
-from bsdkit.heads.stack.losses import as_output
+from bsdkit.heads.training.losses import as_output
+from bsdkit.members import Inputs, MemberPlan, MemberResult, Task, train_members
 from bsdkit.onednn import is_faster, linear
 from bsdkit.splits import OFFICIAL_SEED, Split, inner_validation
 from bsdkit.taxonomy import BST
-from bsdkit.train import Inputs, MemberPlan, MemberResult, Task, train_members
 
 HIDDEN, BATCH = 512, 64
 # All of it stands here, so that a changed default of the head cannot move the figures.

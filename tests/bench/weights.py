@@ -11,7 +11,7 @@ from official_metrics import FAMILY_WEIGHT, hierarchical_f
 from sklearn.metrics import confusion_matrix
 
 from bsdkit.combine.ensemble import Ensemble, EnsembleOptions, fit_ensemble
-from bsdkit.combine.objective import Contest, Objective
+from bsdkit.combine.objective import Objective, WeightScorer
 from bsdkit.taxonomy import BST
 
 FloatArray = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
     weightings = rng.dirichlet(np.ones(search.n_members), search.n_trials)
     few = weightings[: search.n_usual]
     objective = Objective(BST)
-    contest = Contest(members, labels, objective)
+    contest = WeightScorer(members, labels, objective)
     usual = UsualWay(members, labels)
     n_greedy = search.n_greedy_rounds * search.n_members
 
@@ -121,7 +121,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
             raise AssertionError("hF and hF_strict only agree where every class is predicted")
         official = usual.official(weights)
         for name, value in (
-            ("Contest.score", contest.score(weights)),
+            ("WeightScorer.score", contest.score(weights)),
             ("scikit-learn's side", usual.sklearn(weights)),
         ):
             if abs(value - official) > TOLERANCE:
@@ -130,7 +130,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
                 )
 
     def made_and_scored() -> None:
-        made = Contest(members, labels, objective)
+        made = WeightScorer(members, labels, objective)
         for weights in weightings:
             made.score(weights)
 
@@ -174,7 +174,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
             None,
         ),
         (
-            "one weighting (Contest.score)",
+            "one weighting (WeightScorer.score)",
             [s / search.n_trials for s in seconds["score"]],
             1,
             f"The contest made before; mean of {search.n_trials} weightings",

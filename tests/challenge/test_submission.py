@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from bsdkit.backbones.cards import resource_of
 from bsdkit.backbones.registry import backbone_classes
 from bsdkit.challenge import (
     Affiliation,
@@ -28,7 +29,6 @@ from bsdkit.challenge import (
     write_output,
 )
 from bsdkit.challenge.metadata import macs, total_parameters
-from bsdkit.challenge.resources import resource_of
 from bsdkit.errors import DatasetError
 from bsdkit.metrics import evaluate
 from bsdkit.taxonomy import BST

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.isotonic import IsotonicRegression
 
-from bsdkit.combine.calibration import (
+from bsdkit.combine.calibrate import (
     CALIBRATIONS,
     MIN_FAMILY_CLIPS,
     VECTOR_PULL,

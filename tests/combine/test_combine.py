@@ -23,7 +23,7 @@ from bsdkit.combine.ensemble import (
     fit_ensemble,
 )
 from bsdkit.combine.evidence import Evidence
-from bsdkit.combine.objective import Contest, Objective
+from bsdkit.combine.objective import Objective, WeightScorer
 from bsdkit.errors import RecipeError
 from bsdkit.metrics import Scorer
 from bsdkit.taxonomy import BST, Taxonomy
@@ -122,7 +122,7 @@ def test_a_contest_scores_what_combining_and_argmax_give(
     objective = Objective(taxonomy, target)
     for space in SPACES:
         scores = p if space == "probabilities" else np.log(np.maximum(p, 1e-6))
-        contest = Contest(scores, labels, objective, is_log=space == "logits")
+        contest = WeightScorer(scores, labels, objective, is_log=space == "logits")
         weightings = [
             np.ones(n_members),
             np.eye(n_members)[rng.integers(n_members)],
@@ -359,7 +359,7 @@ def test_decoding_against_loops(taxonomy: Taxonomy) -> None:
 
 def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     from bsdkit.recipe.schema import Recipe
-    from bsdkit.recipe.scoring import chain_steps
+    from bsdkit.runs.scoring import chain_steps
 
     file = tmp_path / "ensemble.json"
 

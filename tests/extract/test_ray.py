@@ -10,7 +10,7 @@ import pytest
 
 from bsdkit.backbones.base import BackboneOptions
 from bsdkit.extract import ExtractionSettings, Observer, extract
-from bsdkit.extract.ray_engine import RayEngine
+from bsdkit.extract.ray import RayEngine
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature
 from tests.extract.fake import FakeBackbone

@@ -14,8 +14,8 @@ from torch import nn
 from bsdkit.errors import HeadError
 from bsdkit.heads import make_head
 from bsdkit.heads.hatr import HATRHead, HATRNetwork
-from bsdkit.heads.stack import Replica, TrainingData, train_replicas
-from bsdkit.heads.stack.engine import Score
+from bsdkit.heads.training import Replica, TrainingData, train_replicas
+from bsdkit.heads.training.engine import Score
 from bsdkit.splits import make_split
 from bsdkit.store import Store
 

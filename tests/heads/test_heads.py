@@ -18,8 +18,8 @@ from bsdkit.heads.knn import KNNHead
 from bsdkit.heads.mlp import MLPHead
 from bsdkit.heads.prior import PriorHead
 from bsdkit.heads.registry import head_parameters
-from bsdkit.heads.stack import Replica, TrainedReplica, TrainingData, train_replicas
 from bsdkit.heads.torch_head import TorchHead
+from bsdkit.heads.training import Replica, TrainedReplica, TrainingData, train_replicas
 
 # Small and quick settings, so that scikit-learn's hundred checks take seconds.
 QUICK = {
@@ -483,7 +483,7 @@ def test_normalisation_is_what_it_says(kind: str) -> None:
 
 
 def test_dropout_keeps_the_share_it_should() -> None:
-    from bsdkit.heads.stack.layers import DropoutMasks, as_stackable
+    from bsdkit.heads.training.layers import DropoutMasks, as_stackable
 
     module = as_stackable(nn.Sequential(nn.Linear(4, 500), nn.Dropout(0.3)))
     streams = [np.random.SFC64(i) for i in range(3)]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bsdkit.heads.stack import TrainingOptions
-from bsdkit.heads.stack.losses import Losses
+from bsdkit.heads.training import TrainingOptions
+from bsdkit.heads.training.losses import Losses
 from bsdkit.metrics import FAMILY_CREDIT_PRF, Scorer
 from bsdkit.taxonomy import BST, Taxonomy, TaxonomyClass
 

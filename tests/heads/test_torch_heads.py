@@ -19,8 +19,8 @@ from bsdkit.heads.hyperbolic import (
     poincare_distance,
 )
 from bsdkit.heads.registry import make_head
-from bsdkit.heads.stack import Replica, TrainingData, train_replicas
 from bsdkit.heads.torch_head import TorchHead
+from bsdkit.heads.training import Replica, TrainingData, train_replicas
 from bsdkit.heads.two_level import TwoLevelHead, family_first
 
 # Classes of one family need not be neighbours, and one class is a family of its own.

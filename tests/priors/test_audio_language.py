@@ -17,7 +17,7 @@ from bsdkit.backbones.registry import get_backbone, get_outputs
 from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.errors import BackboneUnavailable, PriorError, UnknownBackbone
 from bsdkit.extract import ExtractionSettings, extract
-from bsdkit.priors.audio_language import AudioLanguageScorer, audio_question, with_question
+from bsdkit.priors.engines.audio_language import AudioLanguageScorer, audio_question, with_question
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature
 from bsdkit.taxonomy import BST, Taxonomy, TaxonomyClass

@@ -12,7 +12,7 @@ import pytest
 
 from bsdkit.errors import BackboneUnavailable, PriorError
 from bsdkit.priors.ask import Prompt
-from bsdkit.priors.likelihood import CausalScorer, likelihood_prompt, probabilities
+from bsdkit.priors.engines.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.taxonomy import BST, Taxonomy
 
 torch = pytest.importorskip("torch")

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bsdkit.api import fit
 from bsdkit.backbones.registry import backbone_classes, get_backbone
 from bsdkit.heads.registry import head_parameters
-from bsdkit.recipe.mapping import read_map
-from bsdkit.recipe.run import fit_recipe
+from bsdkit.recipe.map import read_map
 from bsdkit.recipe.schema import Recipe, load_recipe, recipe_from
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature, write_feature
 from tests.conftest import ROOT
-from tests.recipe.test_whole_chain import part_of_store
+from tests.runs.test_whole_chain import part_of_store
 
 FOLDER = ROOT / "recipes/dcase2026"
 MAP = read_map(str(FOLDER / "starter.map.yaml"))
@@ -164,7 +164,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_that_it_runs(name: str, stores: Path) -> None:
     recipe = small(name, stores)
-    result = fit_recipe(recipe, stores / "runs")
+    result = fit(recipe, stores / "runs")
     found = result.metrics["protocols"]["group"]
     # far above chance, which is some 4 %: the chain took in what its members learned
     assert found["ensemble"]["nested"]["hF_strict"]["value"] > 0.1, name

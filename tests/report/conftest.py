@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from bsdkit.api import fit
 from bsdkit.dataset import read_dataset
-from bsdkit.recipe.run import fit_recipe
 from bsdkit.recipe.schema import Recipe
-from bsdkit.store.importers import import_npy_folder
+from bsdkit.store.imports import import_npy_folder
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 
@@ -84,5 +84,5 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         {**base, "name": "other", "ensemble": {"members": ["net"], "method": "mean"}},
         {**base, "name": "elsewhere", "split": "stratified", "split_seed": 5, "folds": 4},
     )
-    found = [fit_recipe(Recipe.model_validate(recipe), runs).folder for recipe in recipes]
+    found = [fit(Recipe.model_validate(recipe), runs).folder for recipe in recipes]
     return Made(data / "clips.csv", folder / "store", *found)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bsdkit.recipe.artifacts import load_run
-from bsdkit.recipe.report import make_comparison, make_report, report_of
 from bsdkit.report.page import write_page
+from bsdkit.report.page.collect import make_comparison, make_report, report_of
+from bsdkit.runs.folder import load_run
 from bsdkit.store.store import Store
 from tests.report.conftest import EVIL, N_CLIPS, Made
 from tests.report.test_page import large

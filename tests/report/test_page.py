@@ -16,12 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
+from bsdkit.api import fit
 from bsdkit.errors import RecipeError, StoreError
 from bsdkit.metrics import compare
-from bsdkit.recipe.artifacts import Run, load_run
-from bsdkit.recipe.predict import export_run
-from bsdkit.recipe.report import comparison_of, make_comparison, make_report, report_of
-from bsdkit.recipe.run import fit_recipe
 from bsdkit.recipe.schema import Recipe
 from bsdkit.report.page import (
     ClipColumns,
@@ -35,7 +32,10 @@ from bsdkit.report.page import (
     write_page,
 )
 from bsdkit.report.page.charts import SHAPES, family_colours
-from bsdkit.store.clips_table import write_clips
+from bsdkit.report.page.collect import comparison_of, make_comparison, make_report, report_of
+from bsdkit.runs.folder import Run, load_run
+from bsdkit.runs.predict import export_run
+from bsdkit.store.clips import write_clips
 from bsdkit.store.probabilities import import_probabilities
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import BST, Taxonomy
@@ -259,7 +259,7 @@ def test_probabilities_are_no_embeddings(made: Made, tmp_path: Path) -> None:
         "members": {"their": {"imported": "their.net"}},
         "ensemble": {"method": "mean"},
     }
-    run = load_run(fit_recipe(Recipe.model_validate(recipe), tmp_path / "runs").folder)
+    run = load_run(fit(Recipe.model_validate(recipe), tmp_path / "runs").folder)
     data = report_of(run, store)
     assert data.duplicates is None and not data.projections and not data.curves
     _, outline, _ = read(run.folder / "report.html")

@@ -18,7 +18,7 @@ from bsdkit.errors import (
 from bsdkit.store import FAILED, OK, FeatureRows, Store
 from bsdkit.store.feature import feature_path, read_feature, read_info, write_feature
 from bsdkit.store.files import atomic_h5, file_lock, open_h5, read_rows
-from bsdkit.store.importers import import_npy_folder
+from bsdkit.store.imports import import_npy_folder
 from bsdkit.store.verify import compare_stores, verify_store
 
 SPEC = {"backbone": "x", "window_seconds": 2.0, "dim": 8}

@@ -1,0 +1,116 @@
+"""What all commands share: the application, options that several take, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bsdkit import __version__
+from bsdkit.errors import BsdkitError
+from bsdkit.location import as_location, is_remote
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+app = typer.Typer(
+    name="bsdkit",
+    help="Embed once, ablate in seconds: frozen embeddings, CPU-cheap heads, honest scores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+store_app = typer.Typer(
+    help="Look into a store, check it, fill it from elsewhere.", no_args_is_help=True
+)
+app.add_typer(store_app, name="store")
+
+USER_ERROR, WORK_FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes: what the user can mend; some clips failed; Ctrl-C."""
+
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", parser=as_location, metavar="PLACE",
+        help="Store folder or URL; default cache/NAME of the data.",
+    ),
+]  # fmt: skip
+StoreArgument = Annotated[
+    Path, typer.Argument(parser=as_location, metavar="STORE", help="A store folder or its URL.")
+]
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data", parser=as_location, metavar="PLACE",
+        help="BSD folder, folder of class folders, or CSV; or its URL.",
+    ),
+]  # fmt: skip
+TaxonomyOption = Annotated[
+    str, typer.Option(help="'bst', 'flat' (labels found are classes), or a CSV.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Train again what was trained before.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+MapOption = Annotated[
+    str,
+    typer.Option(
+        "--map",
+        help="Features and stores to use instead of those that a recipe names: NAME=NAME,... or "
+        "a .yaml file.",
+    ),
+]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for tables and lines, 130 columns wide where it is not a terminal."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 130
+    return Console(stderr=stderr, width=width, highlight=False, markup=False)
+
+
+def command(parent: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a command whose expected errors become one line and an exit code."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except BsdkitError as error:
+                typer.echo(f"error: {error}", err=True)
+                raise typer.Exit(USER_ERROR) from None
+            except OSError as error:
+                where = f" {error.filename}" if error.filename else ""
+                typer.echo(f"error: {error.strerror or error}:{where}", err=True)
+                raise typer.Exit(USER_ERROR) from None
+            except KeyboardInterrupt:
+                typer.echo(
+                    "interrupted; what was finished is kept, run the same line again", err=True
+                )
+                raise typer.Exit(INTERRUPTED) from None
+
+        return parent.command(name)(guarded)
+
+    return decorate
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"bsdkit {__version__}")
+        raise typer.Exit
+
+
+def default_store(data: Path) -> Path:
+    """Where a dataset's store is unless the user says so: cache/NAME."""
+    folder = data if is_remote(data) else data.resolve()
+    return Path("cache") / (data.stem if data.is_file() else folder.name)

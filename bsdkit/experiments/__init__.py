@@ -1,0 +1,1 @@
+"""Several runs or settings compared: ablation, tuning, leaderboard, label quality."""

@@ -1,0 +1,280 @@
+"""A whole dataset through one or more backbones into a store, as the command line does it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bsdkit.backbones.base import BackboneOptions
+from bsdkit.backbones.registry import get_outputs
+from bsdkit.dataset import Clips, inspect_audio, read_dataset
+from bsdkit.device import check_device
+from bsdkit.errors import RecipeError, StaleStore, StoreError
+from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
+from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.priors.ask import Ask
+from bsdkit.priors.llm import SUMMARY
+from bsdkit.priors.prompt import clip_contents
+from bsdkit.progress import Bar, Progress
+from bsdkit.store.store import Store
+from bsdkit.store.texts import find_texts
+from bsdkit.taxonomy import Taxonomy
+from bsdkit.text import (
+    TEMPLATES,
+    TextTemplate,
+    get_template,
+    masked,
+    template_name,
+    with_texts,
+)
+
+__all__ = [
+    "bars",
+    "described_template",
+    "extract_dataset",
+    "fill_table",
+    "find_template",
+    "summary_lines",
+    "without_stale",
+]
+
+_SHOWN_FAILURES = 3
+
+
+def extract_dataset(
+    data: Path,
+    store: Path,
+    backbones: Sequence[str],
+    *,
+    progress: Progress,
+    settings: ExtractionSettings | None = None,
+    options: BackboneOptions | None = None,
+    engine: Engine | None = None,
+    taxonomy: Taxonomy | str = "bst",
+    text_template: str = "title-tags-description",
+    mask_class_words: bool = False,
+) -> list[ExtractionReport]:
+    """Embeds outputs of the backbones and returns one report each.
+
+    Args:
+        data: the dataset.
+        store: the store's folder; made if it is not there.
+        backbones: names, see `get_outputs`.
+        progress: where to show what happens.
+        settings: how it runs.
+        options: weights and number types; the text template is filled in.
+        engine: what embeds; None for this process.
+        taxonomy: see `read_dataset`.
+        text_template: name of the template of text outputs, or of texts in the store.
+        mask_class_words: whether words of class names are cut out of texts.
+
+    Raises:
+        BsdkitError: see `read_dataset` and `extract`.
+    """
+    settings = settings or ExtractionSettings()
+    if settings.shard_clips < 1:
+        raise RecipeError(f"--shard-clips {settings.shard_clips}: expected 1 or more")
+    check_device(settings.device)
+    names = [name.strip() for name in backbones]
+    get_outputs(names, options)  # refuses what is not known before anything is read
+    clips, filtered = read_dataset(data, taxonomy)
+    template = find_template(text_template, store, clips.taxonomy, is_masked=mask_class_words)
+    options = replace(options or BackboneOptions(), text_template=template.describe())
+    wanted = get_outputs(names, options)
+    if options.weights is not None and len(wanted) > 1:
+        raise RecipeError(
+            f"--weights {options.weights} is for one backbone, and "
+            f"{', '.join(backbone.identity for backbone, _ in wanted)} are asked for; "
+            "embed them one after another"
+        )
+    for backbone, _ in wanted:
+        backbone.require()
+    for line in filtered.lines():
+        progress.line(line)
+    with progress:
+        opened, clips = fill_table(clips, store, progress)
+        template = without_stale(template, store, clips, progress)
+        reports = extract(
+            wanted,
+            clips,
+            opened,
+            template,
+            settings,
+            observer=bars(progress),
+            engine=engine,
+        )
+    for line in summary_lines(reports):
+        progress.line(line)
+    return reports
+
+
+def find_template(
+    name: str, store: Path, taxonomy: Taxonomy, *, is_masked: bool = False
+) -> TextTemplate:
+    """The text template of that name, or one of texts that a store holds, such as summaries.
+
+    Args:
+        name: of a template; or of texts, e.g. ``summary`` (see `find_texts`).
+        store: where such texts are.
+        taxonomy: whose class words are masked.
+        is_masked: whether they are.
+
+    Raises:
+        DatasetError: there is no such template.
+        StoreError: there are no such texts.
+        RecipeError: texts are to be masked.
+    """
+    usual = next(iter(TEMPLATES.values()))
+    is_text = name.partition("@")[0].partition(".")[0] == SUMMARY
+    if is_text and is_masked:
+        raise RecipeError(
+            f"--text {name} cannot be masked: a summary has other words than its metadata; mask "
+            "these (bsdkit priors --summaries --mask-class-words)"
+        )
+    if is_text:
+        found = find_texts(store, name)
+        return with_texts(usual, found.by_clip, found.origin)
+    template = get_template(name)
+    return masked(template, taxonomy) if is_masked else template
+
+
+def without_stale(
+    template: TextTemplate, store: Path, clips: Clips, progress: Progress
+) -> TextTemplate:
+    """The template without texts that were made of other metadata than the clips have now.
+
+    Args:
+        template: see `find_template`.
+        store: where its texts are.
+        clips: with their durations, which summaries are made of too.
+        progress: where to say how many have none.
+    """
+    if not template.texts:
+        return template
+    texts = find_texts(store, template.origin)
+    of_these = described_template(texts.spec["text_template"], clips.taxonomy)
+    contents = clip_contents(clips, template=of_these)
+    now = {str(c): Ask(str(c), text).sha256 for c, text in zip(clips.ids, contents, strict=True)}
+    made_of = dict(zip(texts.rows.ids, texts.rows.source_sha256, strict=True))
+    current = {c: text for c, text in template.texts.items() if now.get(c) == made_of[c]}
+    n_without = len(clips) - len(current)
+    if n_without:
+        progress.line(
+            f"{n_without} of {len(clips)} clips have no current {texts.name}: their metadata stand "
+            "in (bsdkit priors --summaries writes what is missing)"
+        )
+    return replace(template, texts=current)
+
+
+def fill_table(clips: Clips, store: Path, progress: Progress) -> tuple[Store, Clips]:
+    """Reads the audio files' digests and lengths, and writes the clips table of a store.
+
+    Raises:
+        StoreError: see `Store.create`.
+    """
+    clips = inspect_audio(
+        clips,
+        n_threads=os.cpu_count() or 1,
+        progress=lambda n: progress.stage("reading", n, len(clips)),
+    )
+    before = _taxonomy_of(store)
+    opened = Store.create(store, clips)
+    if before not in ("", clips.taxonomy.name):
+        progress.line(
+            f"the taxonomy of {store} changes from {before} to {clips.taxonomy.name}: scores "
+            "of runs before and after cannot be compared"
+        )
+    return opened, clips
+
+
+def _taxonomy_of(store: Path) -> str:
+    """The taxonomy's name in a store's clips table; empty where there is no store."""
+    try:
+        return Store(store).clips.taxonomy.name
+    except StoreError:
+        return ""
+
+
+def bars(progress: Progress) -> Observer:
+    """Shows a bar a job."""
+    bars: dict[str, Bar] = {}
+
+    def start(label: str, todo: int, done: int) -> None:
+        bars[label] = progress.bar(label)
+        bars[label].start(todo, done)
+
+    return Observer(start, lambda label, n: bars[label].advance(n))
+
+
+def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
+    """What a pass did, in a few lines: counts and failures by feature, where the time went."""
+    lines = []
+    for report in reports:
+        left = f", {report.n_left} left to other shards" if report.n_left else ""
+        lines.append(
+            f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
+            f"{len(report.failures)} failed{left}"
+            + (f" -> {report.path}" if report.path.is_file() else "")
+        )
+        if report.silent:
+            lines.append(
+                f"  {len(report.silent)} clips are digital silence (embedded all the same), "
+                f"e.g. {report.silent[0]}"
+            )
+        for kind, n in report.reasons.items():
+            lines.append(f"  failed, {kind}: {n}")
+            of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
+            lines += [
+                f"    {clip}: {reason.partition(': ')[2]}"
+                for clip, reason in of_kind[:_SHOWN_FAILURES]
+            ]
+    waiting = [report for report in reports if not report.path.is_file()]
+    if waiting:
+        lines.append(
+            "when all parts are done, each with the same --shard-clips: bsdkit store merge "
+            f"{waiting[0].path.parent}"
+        )
+    stages = reports[0].stages
+    if any(report.n_embedded for report in reports):
+        lines += _stage_lines(stages, max(report.n_embedded for report in reports))
+    return lines
+
+
+def _stage_lines(stages: Stages, n_embedded: int) -> list[str]:
+    wall = max(stages.seconds, 1e-9)
+    audio = f", {stages.audio_seconds / wall:.0f} s of audio a second" if stages.n_clips else ""
+    models = ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in stages.model_by_backbone.items()
+    )
+    decoders = f" by {stages.n_decoders} decoders" if stages.n_decoders > 1 else ""
+    return [
+        f"{wall:.1f} s, {n_embedded / wall:.1f} clips a second{audio}",
+        f"  stages, which overlap: decode {stages.decode:.1f} s{decoders}, model "
+        f"{stages.model:.1f} s ({models}), write {stages.write:.1f} s; "
+        f"the bottleneck was the {stages.bottleneck}",
+    ]
+
+
+def described_template(described: object, taxonomy: Taxonomy) -> TextTemplate:
+    """The template that a spec describes.
+
+    Raises:
+        RecipeError: its texts were written by a language model.
+        StaleStore: no template of this version is like it.
+    """
+    if described is None:
+        return next(iter(TEMPLATES.values()))
+    for template in TEMPLATES.values():
+        for one in (template, masked(template, taxonomy)):
+            if one.describe() == described:
+                return one
+    if template_name(str(described)) == SUMMARY:
+        origin = str(described).rpartition(" | ")[2]
+        raise RecipeError(
+            f"the run was trained on {origin}: write summaries of these clips too (bsdkit priors "
+            "--summaries --data DIR --store STORE), embed them (bsdkit extract --text summary), "
+            "then give --store"
+        )
+    raise StaleStore(f"no text template of this version gives {described!r}")

@@ -1,0 +1,203 @@
+"""Members on disk: weights, out-of-fold probabilities, and reuse of those already trained."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.dataset import Clips
+from bsdkit.errors import CorruptStore, StoreError
+from bsdkit.heads.registry import get_head_class, head_parameters
+from bsdkit.members.member import MemberModel, MemberResult
+from bsdkit.members.plan import MemberPlan
+from bsdkit.splits import Split
+from bsdkit.store.files import atomic_h5, open_h5
+
+__all__ = [
+    "copy_models",
+    "load_member",
+    "load_models",
+    "load_pairs",
+    "member_key",
+    "save_member",
+    "save_pairs",
+]
+
+
+TRAINING_VERSION = 1
+"""Of what training gives. It rises with every change of `bsdkit.members`, of the training stack, of
+`bsdkit.metrics` or `bsdkit.splits` that moves a member's probabilities; golden scores show such a
+change. Moving code does not."""
+
+
+def member_key(
+    plan: MemberPlan,
+    feature_checksums: list[str],
+    clips: Clips,
+    split: Split,
+    device: str,
+    *,
+    is_grouped: bool,
+    context: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+) -> str:
+    """A hash of everything that a member's probabilities depend on.
+
+    Args:
+        plan: the member; its name does not count.
+        feature_checksums: checksums of its feature files.
+        clips: the clips table, for ids, labels, taxonomy and uploaders.
+        split: the folds.
+        device: where it is trained.
+        is_grouped: whether inner validation keeps groups apart.
+        context: keys of its teachers and a digest of its extra clips.
+        folds: the folds it is trained for; None for all.
+    """
+    packages = ("numpy", "torch", "scikit-learn", "lightgbm")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    facts = {
+        "head": plan.head,
+        # a default that a recipe spells out is the same setting
+        "settings": {**head_parameters(plan.head), **plan.settings},
+        "seeds": plan.used_seeds,
+        "validation": plan.validation if plan.uses_validation else 0,
+        "confidence": [plan.confidence, plan.min_confidence, clips.confidence.tolist()]
+        if plan.confidence != "none" or plan.min_confidence > 0
+        else None,
+        # teachers are known by what they learned from (context), not by their names
+        "distillation": plan.distillation and {**vars(plan.distillation), "teachers": None},
+        "extra": plan.extra
+        and {**vars(plan.extra), "teachers": None, "pretrain": dict(plan.extra.pretrain)},
+        "context": list(context),
+        "folds": None if folds is None else list(folds),
+        "features": feature_checksums,
+        "split": split.digest(clips),
+        "labels": clips.labels.tolist(),
+        "taxonomy": [[c.label, c.family] for c in clips.taxonomy.classes],
+        "groups": clips.groups.tolist() if is_grouped else None,
+        "device": device.partition(":")[0],
+        "code": [TRAINING_VERSION, get_head_class(plan.head).version],
+        "versions": versions,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def save_member(folder: Path, result: MemberResult) -> None:
+    """Writes a member's models and probabilities; the folder appears whole or not at all.
+
+    A folder that is there already stays: it was written by another process with the same key.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    from safetensors.numpy import save_file
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        tensors = {
+            f"fold{m.fold}.seed{m.seed}.{name}": np.ascontiguousarray(array)
+            for m in result.models
+            for name, array in m.state.items()
+        }
+        save_file(tensors, temporary / "weights.safetensors")
+        models: list[dict[str, Any]] = [
+            {"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist(), **m.history}
+            for m in result.models
+        ]
+        described = {"models": models, "faults": list(result.faults)}
+        (temporary / "models.json").write_text(json.dumps(described, indent=1) + "\n")
+        with atomic_h5(temporary / "oof.h5") as file:
+            file.create_dataset("probabilities", data=result.probabilities)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if not folder.is_dir():
+                raise StoreError(f"cannot write {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_member(folder: Path) -> MemberResult:
+    """The member that `save_member` wrote.
+
+    Raises:
+        CorruptStore: a file is missing or damaged.
+    """
+    models, faults = _load_models(folder)
+    with open_h5(folder / "oof.h5") as file:
+        probabilities = file["probabilities"][()]
+    return MemberResult(probabilities, models, faults)
+
+
+def load_models(folder: Path) -> tuple[MemberModel, ...]:
+    """The models of the member that `save_member` wrote, without their probabilities.
+
+    Raises:
+        CorruptStore: a file is missing or damaged.
+    """
+    return _load_models(folder)[0]
+
+
+def copy_models(source: Path, target: Path, fold: int) -> None:
+    """Copies the models of one fold of the member that `save_member` wrote, and nothing else.
+
+    Raises:
+        CorruptStore: a file is missing or damaged.
+    """
+    from safetensors.numpy import save_file
+
+    prefix = f"fold{fold}."
+    models = [model for model in _load_models(source)[0] if model.fold == fold]
+    tensors = {
+        f"{prefix}seed{m.seed}.{name}": np.ascontiguousarray(array)
+        for m in models
+        for name, array in m.state.items()
+    }
+    target.mkdir(parents=True)
+    save_file(tensors, target / "weights.safetensors")
+    described = [{"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist()} for m in models]
+    (target / "models.json").write_text(json.dumps({"models": described, "faults": []}) + "\n")
+
+
+def _load_models(folder: Path) -> tuple[tuple[MemberModel, ...], tuple[str, ...]]:
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(folder / "weights.safetensors")
+        described = json.loads((folder / "models.json").read_text())
+    except Exception as error:  # safetensors raises its own class on a damaged header
+        raise CorruptStore(
+            f"{folder} is not a whole member ({error}); delete it and run bsdkit fit again"
+        ) from None
+    models = []
+    for entry in described["models"]:
+        prefix = f"fold{entry['fold']}.seed{entry['seed']}."
+        state = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
+        history = {k: v for k, v in entry.items() if k not in ("fold", "seed", "classes")}
+        classes = np.array(entry["classes"], np.int64)
+        models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history))
+    return tuple(models), tuple(described["faults"])
+
+
+def save_pairs(path: Path, probabilities: npt.NDArray[np.float64]) -> None:
+    """Writes what a member says of development clips to the students of each fold."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_h5(path) as file:
+        file.create_dataset("probabilities", data=probabilities)
+
+
+def load_pairs(path: Path) -> npt.NDArray[np.float64]:
+    """What `save_pairs` wrote."""
+    with open_h5(path) as file:
+        return np.asarray(file["probabilities"][()])

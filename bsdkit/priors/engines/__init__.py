@@ -1,0 +1,1 @@
+"""What answers for a clip: servers, local models, encoders, audio language models."""

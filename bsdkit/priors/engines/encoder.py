@@ -1,0 +1,141 @@
+"""Class priors without a language model: metadata compared with descriptions of the classes.
+
+The zero-shot classification of CLIP (Radford et al., "Learning Transferable Visual Models From
+Natural Language Supervision", ICML 2021, section 3.1), of texts by texts: a clip's metadata and a
+description of each class go through the same text encoder, and the prior is the softmax of scaled
+cosines. The scale is fixed here and no label is looked at; a slope on the logarithm of the prior,
+which is a temperature on the cosines, is for a head to fit (see `bsdkit.heads.prior`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.backbones.base import Backbone
+from bsdkit.errors import PriorError
+from bsdkit.priors.ask import slug
+from bsdkit.priors.scores import prior_facts, prior_of_scores
+from bsdkit.store.feature import read_feature
+from bsdkit.store.kinds import PRIOR, Spec
+from bsdkit.store.store import Store
+from bsdkit.taxonomy import Taxonomy
+
+__all__ = [
+    "CLASS_TEXT",
+    "TEXT_ENCODER",
+    "class_texts",
+    "encoder_prior",
+    "encoder_spec",
+]
+
+TEXT_ENCODER = "text-encoder"
+"""The engine, and the ``backbone`` in the spec of its priors."""
+
+CLASS_TEXT = "{name}. {description}"
+"""What is embedded for a class by default."""
+
+SCALE = 20.0
+"""What cosines are multiplied by: the scale of sentence-transformers' contrastive losses."""
+
+VERSION = 1
+_FIELDS = ("label", "name", "family", "family_name", "description")
+
+
+def class_texts(taxonomy: Taxonomy, pattern: str = CLASS_TEXT) -> list[str]:
+    """The text of each class [n_classes].
+
+    Args:
+        taxonomy: the classes.
+        pattern: words with ``{label}``, ``{name}``, ``{family}``, ``{family_name}`` or
+            ``{description}`` in them; what a class lacks is left out, and so are the spaces and
+            full stops around it.
+
+    Raises:
+        PriorError: the pattern has another field, or two classes get the same text.
+    """
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
+    except ValueError as error:
+        raise PriorError(f"class text {pattern!r}: {error}") from None
+    if not fields or not fields <= set(_FIELDS):
+        listed = ", ".join(f"{{{name}}}" for name in _FIELDS)
+        raise PriorError(f"class text {pattern!r}: expected words with one or more of {listed}")
+    try:
+        filled = [
+            pattern.format(**{name: getattr(c, name) or "" for name in _FIELDS})
+            for c in taxonomy.classes
+        ]
+    except (ValueError, AttributeError, IndexError) as error:
+        raise PriorError(f"class text {pattern!r}: {error}") from None
+    texts = [" ".join(text.split()).strip(" .").replace(" .", "") for text in filled]
+    for i, text in enumerate(texts):
+        if text in texts[:i]:
+            first = taxonomy.labels[texts.index(text)]
+            raise PriorError(
+                f"class text {pattern!r} gives {first!r} and {taxonomy.labels[i]!r} the same "
+                f"words, {text!r}; add {{name}} or {{description}}"
+            )
+    return texts
+
+
+def encoder_spec(text_spec: Spec, taxonomy: Taxonomy, texts: list[str]) -> dict[str, object]:
+    """The spec of the prior that compares a text feature with the texts of the classes."""
+    return {
+        "backbone": TEXT_ENCODER,
+        **prior_facts(taxonomy),
+        "weights": text_spec["weights"],
+        "class_texts": texts,
+        "class_texts_sha256": hashlib.sha256("\n".join(texts).encode()).hexdigest(),
+        "scale": SCALE,
+        "text_template": text_spec.get("text_template"),
+        "encoder": dict(text_spec),
+        "version": VERSION,
+    }
+
+
+def encoder_prior(
+    store: Store,
+    feature: str,
+    backbone: Backbone,
+    output: str,
+    texts: list[str],
+    name: str = "",
+) -> Path:
+    """Writes the prior of a text feature that the store holds; returns its file.
+
+    Args:
+        store: with the clips' texts embedded; its taxonomy is that of the prior.
+        feature: the text feature.
+        backbone: what embedded it; loaded.
+        output: the backbone's text output.
+        texts: of each class, see `class_texts`.
+        name: the prior's name; default ``prior.<feature>``.
+
+    Raises:
+        IncompleteStore: the store lacks the feature.
+    """
+    info = store.info(feature, backbone.spec(output).to_dict())
+    taxonomy = store.clips.taxonomy
+    started = time.perf_counter()
+    of_classes = backbone.embed_texts(texts)[output].astype(np.float64)
+    rows = read_feature(info.path)
+    cosines = _unit(rows.embedding.astype(np.float64)) @ _unit(of_classes).T
+    spec = encoder_spec(info.spec, taxonomy, texts)
+    return prior_of_scores(
+        store,
+        name or f"{PRIOR}.{slug(info.feature)}",
+        spec,
+        rows,
+        SCALE * cosines,
+        {"device": backbone.device, "seconds": round(time.perf_counter() - started, 3)},
+    )
+
+
+def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))

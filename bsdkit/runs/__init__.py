@@ -1,0 +1,1 @@
+"""One run: its folder, results, fitting, scoring, prediction and verification."""

@@ -1,0 +1,196 @@
+"""New clips embedded for a run: the features that it needs, with the specs that it had."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bsdkit.backbones.base import Backbone, BackboneOptions
+from bsdkit.backbones.checkpoint import CheckpointBackbone
+from bsdkit.backbones.registry import get_backbone
+from bsdkit.dataset import inspect_audio, read_dataset
+from bsdkit.device import check_device
+from bsdkit.errors import RecipeError, StaleStore
+from bsdkit.extract.pipeline import ExtractionSettings, extract
+from bsdkit.extract.run import bars, described_template, summary_lines
+from bsdkit.priors.ask import slug
+from bsdkit.priors.derived import make_prior
+from bsdkit.priors.engines.audio_language import OUTPUT, with_question
+from bsdkit.priors.llm import LLM
+from bsdkit.progress import Progress
+from bsdkit.runs.folder import Run
+from bsdkit.runs.predict import needed_features
+from bsdkit.store.kinds import PRIOR, first_difference
+from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
+from bsdkit.store.store import Store
+from bsdkit.taxonomy import Taxonomy
+from bsdkit.text import TextTemplate, template_name
+
+__all__ = ["extract_for_run"]
+
+
+def extract_for_run(
+    run: Run, data: Path, store: Path, *, member: str = "", device: str, progress: Progress
+) -> None:
+    """Embeds what a run, or one member of it, needs of a dataset, with the specs that it had.
+
+    Raises:
+        StaleStore: the backbone as it is now has another spec than the run's features.
+        RecipeError: a feature was imported, so nothing here can make it.
+    """
+    clips, filtered = read_dataset(data, run.clips.taxonomy)
+    for line in filtered.lines():
+        progress.line(line)
+    check_device(device)
+    with progress:
+        clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
+        opened = Store.create(store, clips)
+        specs = _specs_to_embed(run, member, store)
+        for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
+            reports = extract(
+                wanted,
+                clips,
+                opened,
+                template,
+                ExtractionSettings(device=device),
+                observer=bars(progress),
+            )
+            for line in summary_lines(reports):
+                progress.line(line)
+            _make_priors(run, member, opened, wanted, device, progress)
+
+
+def _make_priors(
+    run: Run,
+    member: str,
+    store: Store,
+    made: Sequence[tuple[Backbone, list[str]]],
+    device: str,
+    progress: Progress,
+) -> None:
+    """Makes those of a run's priors that come from features which were embedded just now."""
+    for feature, spec in _specs_of(run, member).items():
+        source = spec.get("encoder")
+        if source is None:
+            continue
+        for backbone, outputs in made:
+            if source["output"] not in outputs or source["backbone"] != backbone.name:
+                continue
+            if backbone.spec(source["output"]).to_dict() != source:
+                continue
+            path = make_prior(store, spec, backbone, device, feature.partition("@")[0])
+            progress.line(f"{feature}: made from {backbone.feature(source['output'])} -> {path}")
+
+
+def _specs_of(run: Run, member: str) -> dict[str, dict[str, Any]]:
+    return {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
+
+
+def _line_of(feature: str, spec: dict[str, Any]) -> str:
+    """The command that makes a language model's prior of that spec."""
+    words = ["bsdkit priors", f"--engine {spec['engine']}", f"--model {spec['weights']}"]
+    if spec["engine"] == "openai":
+        said = spec["parameters"]
+        words.append(f"--temperature {said.get('temperature', 'none')}")
+        for key in ("top_p", "max_tokens", "reasoning"):
+            if key in said:
+                words.append(f"--{key.replace('_', '-')} {said[key]}")
+        if "body" in said:
+            words.append(f"--body '{json.dumps(said['body'])}'")
+        if spec["revision_from"] == "user":
+            words.append(f"--revision {spec['revision']}")
+    if template_name(spec["text_template"]) == "masked":
+        words.append("--mask-class-words")
+    name = feature.partition("@")[0]
+    if name != f"{PRIOR}.{slug(spec['weights'])}":
+        words.append(f"--name {name}")
+    return " ".join(words)
+
+
+def _specs_to_embed(run: Run, member: str, store: Path) -> dict[str, dict[str, Any]]:
+    """The specs of what has to be embedded for a run's features, by feature.
+
+    Raises:
+        RecipeError: a feature came from elsewhere, or from a language model that must be asked.
+    """
+    specs: dict[str, dict[str, Any]] = {}
+    for feature, spec in _specs_of(run, member).items():
+        if spec["backbone"] in ("imported", IMPORTED_PROBABILITIES):
+            command = "store import" if spec["backbone"] == "imported" else "import"
+            raise RecipeError(
+                f"{feature} was imported ({spec['origin']}); import it for these clips too "
+                f"(bsdkit {command}), then give --store"
+            )
+        if spec["backbone"] == LLM:
+            raise RecipeError(
+                f"{feature} is of a language model, which is not asked unasked: "
+                f"{_line_of(feature, spec)} --store {store}, then give --store {store} alone"
+            )
+        if "encoder" in spec:
+            specs.setdefault(f"of {feature}", spec["encoder"])
+        else:
+            specs[feature] = spec
+    # what a prior comes from may be an input of its own
+    known = [spec for feature, spec in specs.items() if not feature.startswith("of ")]
+    return {f: s for f, s in specs.items() if not f.startswith("of ") or s not in known}
+
+
+def _backbones_of(
+    specs: dict[str, dict[str, Any]], device: str, taxonomy: Taxonomy
+) -> list[tuple[TextTemplate, list[tuple[Backbone, list[str]]]]]:
+    """The backbones that made features with their outputs, by text template."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for feature, spec in specs.items():
+        # outputs of one backbone are made together, but texts of two templates are not
+        same = (spec["backbone"], spec["dtype"], spec["compute_dtype"])
+        templates = {specs[f].get("text_template") for f in grouped.get(same, [])} - {None}
+        if templates - {spec.get("text_template")} and spec.get("text_template") is not None:
+            same = (*same[:2], f"{same[2]} {spec['text_template']}")
+        grouped.setdefault(same, []).append(feature)
+    found: dict[str, tuple[TextTemplate, list[tuple[Backbone, list[str]]]]] = {}
+    usual = next((s["text_template"] for s in specs.values() if s.get("text_template")), None)
+    for features in grouped.values():
+        first = specs[features[0]]
+        described = {specs[f].get("text_template") for f in features} - {None}
+        template = described_template(described.pop() if described else usual, taxonomy)
+        options = BackboneOptions(
+            text_template=template.describe(),
+            dtype=first["dtype"],
+            precision=first["compute_dtype"],
+        )
+        if any(specs[f]["output"] == OUTPUT for f in features):
+            options = with_question(options, taxonomy)
+        backbone = get_backbone(first["backbone"], options)
+        _check_weights(backbone, features[0], first)
+        backbone.require()
+        outputs = [specs[f]["output"] for f in features]
+        backbone.wanted = frozenset(outputs)
+        if backbone.needs_load_for_spec:
+            backbone.load(device)
+        for feature in features:
+            then = specs[feature]
+            difference = first_difference(backbone.spec(then["output"]).to_dict(), then)
+            if difference:
+                field, now, before = difference
+                raise StaleStore(
+                    f"the run was trained on {feature} with {field} = {before!r}, this version "
+                    f"has {now!r}; embed the training clips again and fit again"
+                )
+        found.setdefault(template.describe(), (template, []))[1].append((backbone, outputs))
+    return list(found.values())
+
+
+def _check_weights(backbone: Backbone, feature: str, then: dict[str, object]) -> None:
+    """Raises StaleStore where a run's features came from weights that its user gave."""
+    usual = then["weights"]
+    if isinstance(backbone, CheckpointBackbone):
+        usual = backbone.weight_file.name
+    if then["weights"] != getattr(backbone, "model", usual):
+        raise StaleStore(
+            f"the run's {feature} was made with --weights {then['weights']}, which only you have: "
+            f"bsdkit extract --data DIR --backbone {backbone.identity} --weights FILE --store "
+            "STORE, then bsdkit predict RUN --store STORE"
+        )

@@ -1,0 +1,207 @@
+"""The run folder: what one `fit` leaves behind, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from bsdkit.combine.chain import Chain
+from bsdkit.dataset import Clips
+from bsdkit.errors import RecipeError
+from bsdkit.members.member import MemberModel
+from bsdkit.members.saved import load_models, save_member
+from bsdkit.predictions import write_predictions
+from bsdkit.recipe.schema import Recipe
+from bsdkit.runs.results import ProtocolResult, ids_digest
+from bsdkit.store.clips import read_clips, write_clips
+from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
+
+__all__ = ["Run", "load_run", "write_run"]
+
+
+def write_run(
+    runs: Path,
+    recipe: Recipe,
+    clips: Clips,
+    results: dict[str, ProtocolResult],
+    metrics: dict[str, Any],
+    facts: dict[str, Any],
+    *,
+    write_report: Callable[[Path], None] | None = None,
+) -> Path:
+    """Writes ``runs/<name>/``; it appears whole, and an older run is replaced only then.
+
+    Files: recipe.yaml (resolved), run.json (versions, features, folds), metrics.json,
+    ensemble.json (weights), chain.json (all steps after the members, fitted on all clips and for
+    each fold on the others), clips.h5, oof.h5 (probabilities), predictions.csv (the headline's
+    nested predictions in the official columns), members/<split>/<member>/, and what
+    `write_report`, called with the folder as far as it is written, adds.
+    """
+    folder = runs / recipe.name
+    temporary = runs / f".{recipe.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        (temporary / "recipe.yaml").write_text(recipe.to_yaml())
+        _write_json(temporary / "run.json", facts)
+        _write_json(temporary / "metrics.json", metrics)
+        headline = results[recipe.split[0]]
+        _write_json(
+            temporary / "ensemble.json",
+            {
+                "split": recipe.split[0],
+                "members": headline.metrics["ensemble"]["members"],
+                "weights": list(headline.chains.chain.ensemble.weights),
+                "clips": ids_digest(clips.ids[headline.split.tested]),
+            },
+        )
+        _write_json(
+            temporary / "chain.json",
+            {
+                "members": list(headline.names),
+                "decode": recipe.decode,
+                "prior": headline.prior.tolist(),
+                **headline.chains.chain.to_dict(),
+                "folds": [
+                    {"prior": prior.tolist(), **chain.to_dict()}
+                    for prior, chain in zip(headline.priors, headline.chains.of_folds, strict=True)
+                ],
+            },
+        )
+        write_clips(temporary / "clips.h5", clips)
+        with atomic_h5(temporary / "oof.h5") as file:
+            write_strings(file, "id", clips.ids.tolist())
+            for protocol, result in results.items():
+                group = file.create_group(protocol)
+                group.create_dataset("fold", data=result.split.fold)
+                group.create_dataset("ensemble_nested", data=result.nested)
+                group.create_dataset("decided", data=result.decided)
+                group.create_dataset("is_fallback", data=result.is_empty)
+                for name, member in result.members.items():
+                    group.create_dataset(f"members/{name}", data=member.mean)
+        for protocol, result in results.items():
+            for name, member in result.members.items():
+                if recipe.members[name].imported:
+                    continue
+                save_member(temporary / "members" / protocol / name, member)
+        rows = headline.split.tested
+        write_predictions(
+            temporary / "predictions.csv",
+            clips.ids[rows],
+            clips.taxonomy.decode(headline.decided[rows]),
+            headline.nested[rows, headline.decided[rows]],
+            clips.taxonomy.decode(clips.labels[rows]),
+        )
+        if write_report is not None:
+            write_report(temporary)
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=False) + "\n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk.
+
+    Attributes:
+        folder: where it lies.
+        recipe: its resolved recipe.
+        facts: what stands in run.json.
+        metrics: what stands in metrics.json.
+        clips: the clips it was trained on, with their taxonomy.
+        split: the split whose models predict new clips.
+        names: the members of the ensemble, in the order of its weights.
+        chain: the steps after the members, fitted on all clips.
+        prior: class shares [n_classes] of the training clips.
+    """
+
+    folder: Path
+    recipe: Recipe
+    facts: dict[str, Any]
+    metrics: dict[str, Any]
+    clips: Clips
+    split: str
+    names: tuple[str, ...]
+    chain: Chain
+    prior: npt.NDArray[np.float64]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Ensemble weight by member."""
+        return dict(zip(self.names, self.chain.ensemble.weights, strict=True))
+
+    @property
+    def counting(self) -> list[str]:
+        """The members that change a prediction."""
+        return [n for n, counts in zip(self.names, self.chain.counts, strict=True) if counts]
+
+    def folds(self) -> npt.NDArray[np.int64]:
+        """Test fold of each clip [n_clips] under `split`; -1 where none tests it.
+
+        Raises:
+            StoreError: the run's oof.h5 is missing or broken.
+        """
+        with open_h5(self.folder / "oof.h5") as file:
+            return np.asarray(file[self.split]["fold"][()], np.int64)
+
+    def models(self, name: str) -> tuple[MemberModel, ...]:
+        """The models of one member."""
+        return load_models(self.folder / "members" / self.split / name)
+
+
+def load_run(folder: Path | str) -> Run:
+    """The run in a folder.
+
+    Raises:
+        RecipeError: the folder is not a whole run.
+    """
+    folder = Path(folder)
+    try:
+        recipe = Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text()))
+        facts = json.loads((folder / "run.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())
+        ensemble = json.loads((folder / "ensemble.json").read_text())
+        data = json.loads((folder / "chain.json").read_text())
+        for part, key in ((metrics["protocols"], ensemble["split"]), (facts, "features")):
+            part[key]  # each file must hold what the others lean on
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, KeyError):
+            reason = f"its files lack {reason}"
+        if isinstance(error, FileNotFoundError):
+            reason = f"it has no {Path(error.filename).name}"
+        raise RecipeError(
+            f"{folder} is not a whole run: {reason}; make one with bsdkit fit RECIPE.yaml"
+        ) from None
+    clips = read_clips(folder / "clips.h5")
+    try:
+        chain = Chain.from_dict(data, clips.taxonomy)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"{folder / 'chain.json'} cannot be read ({error!r}); run bsdkit fit again"
+        ) from None
+    return Run(
+        folder=folder,
+        recipe=recipe,
+        facts=facts,
+        metrics=metrics,
+        clips=clips,
+        split=ensemble["split"],
+        names=tuple(data["members"]),
+        chain=chain,
+        prior=np.array(data["prior"]),
+    )

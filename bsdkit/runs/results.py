@@ -1,0 +1,54 @@
+"""What a recipe gives under one split."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.combine.chain import Nested
+from bsdkit.members.member import MemberResult
+from bsdkit.splits import Split
+
+__all__ = ["ProtocolResult", "ids_digest"]
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """A hash of clip ids, in whatever order: what weights were fitted on."""
+    return hashlib.sha256("\n".join(sorted(map(str, ids))).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ProtocolResult:
+    """What a recipe gives under one split.
+
+    Attributes:
+        split: the folds.
+        members: results by member name.
+        names: the members of the ensemble, in the order of its weights.
+        chains: the steps after the members, fitted on all clips and for each fold on the others.
+        nested: probabilities [n_clips, n_classes], each clip by its fold's chain.
+        decided: class positions [n_clips], decoded as the recipe says.
+        is_empty: [n_clips] whether a clip has its fold's class shares, for want of a member that
+            could see it.
+        prior: class shares [n_classes]; what a clip without any feature gets.
+        priors: the same by fold, of what it trained on.
+        metrics: every score, as it stands in metrics.json.
+    """
+
+    split: Split
+    members: dict[str, MemberResult]
+    names: tuple[str, ...]
+    chains: Nested
+    nested: FloatArray
+    decided: npt.NDArray[np.int64]
+    is_empty: npt.NDArray[np.bool_]
+    prior: FloatArray
+    priors: tuple[FloatArray, ...]
+    metrics: dict[str, Any]
