@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from bsdkit.backbones.base import Backbone, BackboneOptions, Precision
+from bsdkit.backbones.registry import get_backbone
+from bsdkit.device import check_device
 from bsdkit.recipe.schema import Recipe
 from bsdkit.report.page.collect import write_report
 from bsdkit.runs.fit import FitResult, fit_recipe
 
-__all__ = ["fit"]
+__all__ = ["fit", "load_backbone"]
 
 
 def fit(
@@ -32,3 +35,29 @@ def fit(
         on_step=on_step,
         write_page=lambda run, page, store: write_report(run, page, store, umap=False),
     )
+
+
+def load_backbone(
+    name: str,
+    device: str = "cpu",
+    *,
+    weights: Path | str | None = None,
+    precision: Precision = "float32",
+) -> Backbone:
+    """A backbone that is ready to embed.
+
+    Args:
+        name: a registered name (``bsdkit backbones`` lists them), ``hf:MODEL`` or ``hear:MODULE``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        weights: a file to use instead of the backbone's own weights.
+        precision: number type of the model's products.
+
+    Raises:
+        UnknownBackbone: there is none of that name.
+        BackboneUnavailable: a package or weights are missing; the message says how to get them.
+    """
+    check_device(device)
+    options = BackboneOptions(weights=Path(weights) if weights else None, precision=precision)
+    backbone = get_backbone(name, options)
+    backbone.load(device)
+    return backbone

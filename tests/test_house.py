@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bsdkit"
 
 # From the ground up; a file imports from its own floor or below.
 FLOORS = [
-    {"errors", "__init__"},
+    {"errors", "version"},
     {"csvfile", "device", "location", "onednn", "progress"},
     {"taxonomy"},
     {"dataset", "splits", "audio", "metrics", "text", "predictions"},
@@ -26,6 +26,7 @@ FLOORS = [
     {"report", "challenge"},
     {"experiments"},
     {"api"},
+    {"__init__"},
     {"cli", "__main__"},
 ]
 
@@ -132,3 +133,13 @@ def test_the_product_stands_alone() -> None:
         if path.suffix in (".py", ".yaml", ".md") and "../shared" in path.read_text()
     ]
     assert not wrong
+
+
+def test_documented_names_are_there() -> None:
+    import bsdkit
+
+    assert set(bsdkit.__all__) <= set(dir(bsdkit))
+    for name in bsdkit.__all__:
+        assert getattr(bsdkit, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        bsdkit.fitt  # noqa: B018

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bsdkit import __version__
 from bsdkit.errors import BsdkitError
 from bsdkit.location import as_location, is_remote
+from bsdkit.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console

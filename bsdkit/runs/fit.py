@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit import __version__
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError
 from bsdkit.members.trainer import MemberTrainer, member_plan
@@ -23,6 +22,7 @@ from bsdkit.runs.folder import Run, load_run, write_run
 from bsdkit.runs.results import ProtocolResult
 from bsdkit.runs.scoring import chain_steps, objective_of, score_protocol
 from bsdkit.store.store import Store
+from bsdkit.version import __version__
 
 __all__ = ["FitResult", "fit_recipe"]
 

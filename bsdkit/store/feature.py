@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit import __version__
 from bsdkit.errors import CorruptStore
 from bsdkit.store.files import (
     atomic_h5,
@@ -25,6 +24,7 @@ from bsdkit.store.files import (
     write_texts,
 )
 from bsdkit.store.kinds import Spec, spec_hash
+from bsdkit.version import __version__
 
 __all__ = [
     "FAILED",

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit import __version__
 from bsdkit.errors import CorruptStore, IncompleteStore, StaleStore, nearest
 from bsdkit.store.feature import OK
 from bsdkit.store.files import (
@@ -23,6 +22,7 @@ from bsdkit.store.files import (
     write_texts,
 )
 from bsdkit.store.kinds import Spec, spec_hash
+from bsdkit.version import __version__
 
 __all__ = ["TextRows", "Texts", "find_texts", "list_texts", "read_texts_file", "write_texts_file"]
 
