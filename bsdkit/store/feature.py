@@ -17,7 +17,6 @@ from bsdkit.errors import CorruptStore
 from bsdkit.store.files import (
     atomic_h5,
     open_h5,
-    read_rows,
     read_strings,
     read_texts,
     write_strings,
@@ -246,10 +245,17 @@ def write_changed_feature(
 def _write_matrix(
     file: h5py.File, name: str, matrix: npt.NDArray[np.floating], is_compressed: bool
 ) -> None:
-    n, dim = matrix.shape
-    filters = {"compression": "gzip", "shuffle": True} if is_compressed else {}
-    chunks = (min(max(n, 1), _CHUNK_ROWS), dim)
-    file.create_dataset(name, data=matrix, chunks=chunks, maxshape=(None, dim), **filters)
+    # contiguous, which is read straight into an array; a filter needs chunks
+    chunks = (min(max(len(matrix), 1), _CHUNK_ROWS), matrix.shape[1])
+    filters = {"compression": "gzip", "shuffle": True, "chunks": chunks} if is_compressed else {}
+    file.create_dataset(name, data=matrix, **filters)
+
+
+def _read_matrix(dataset: h5py.Dataset) -> npt.NDArray[Any]:
+    matrix = np.empty(dataset.shape, dataset.dtype)
+    if matrix.size:
+        dataset.read_direct(matrix)  # into place: dataset[()] zeroes the memory first
+    return matrix
 
 
 def read_info(path: Path) -> FeatureInfo:
@@ -298,7 +304,7 @@ def read_embedding(
     with open_h5(path) as file:
         if file.attrs.get("format") != FORMAT:
             raise CorruptStore(f"{path} is an HDF5 file but no feature file of bsdkit")
-        return file["row"][()], file["state"][()], read_rows(file["embedding"])
+        return file["row"][()], file["state"][()], _read_matrix(file["embedding"])
 
 
 def read_feature(path: Path, *, with_segments: bool = False) -> FeatureRows:
@@ -316,8 +322,8 @@ def read_feature(path: Path, *, with_segments: bool = False) -> FeatureRows:
             source_sha256=read_strings(file, "source_sha256"),
             state=file["state"][()],
             reasons=read_texts(file, "reason"),
-            embedding=read_rows(file["embedding"]),
-            segments=read_rows(file["segments"]) if has_segments else None,
+            embedding=_read_matrix(file["embedding"]),
+            segments=_read_matrix(file["segments"]) if has_segments else None,
             offsets=file["offsets"][()] if has_segments else None,
             fold=file["fold"][()] if "fold" in file else None,
             other=file["other"][()] if "other" in file else None,

@@ -13,12 +13,10 @@ import errno
 import fcntl
 import io
 import itertools
-import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -31,7 +29,6 @@ __all__ = [
     "atomic_h5",
     "file_lock",
     "open_h5",
-    "read_rows",
     "read_strings",
     "read_texts",
     "remove_tree",
@@ -41,7 +38,6 @@ __all__ = [
 ]
 
 _CORE_BLOCK = 1 << 24  # bytes by which the in-memory file grows; small steps copy it often
-_READ_BLOCK = 1 << 30  # one read call returns at most 2 GiB on Linux
 
 
 def _write_all(path: Path, data: bytes) -> None:
@@ -214,55 +210,3 @@ def read_texts(group: h5py.Group, name: str) -> npt.NDArray[np.object_]:
     values = np.empty(len(offsets) - 1, object)
     values[:] = [block[start:end].decode() for start, end in itertools.pairwise(offsets)]
     return values
-
-
-def read_rows(dataset: h5py.Dataset) -> npt.NDArray[Any]:
-    """All rows [n, ...] of a dataset, past HDF5's chunk cache where nothing is compressed.
-
-    HDF5 copies every chunk twice; here the chunks' places in the file are looked up and
-    their bytes read straight into the array, neighbours in one call. Files are immutable,
-    so a second descriptor sees the same bytes.
-    """
-    # each of these asks HDF5, which is slow beside reading a megabyte
-    shape, dtype, chunks, file = dataset.shape, dataset.dtype, dataset.chunks, dataset.file
-    row_bytes = dtype.itemsize * math.prod(shape[1:])
-    is_plain = (
-        chunks is not None
-        and chunks[1:] == shape[1:]
-        and dtype.kind in "fiu"
-        and row_bytes > 0
-        and shape[0] > 0
-        and file.driver == "sec2"
-        and dataset.id.get_create_plist().get_nfilters() == 0
-    )
-    if not is_plain:
-        return np.asarray(dataset[()])
-    path = Path(file.filename)
-    chunk_rows = chunks[0]
-    n_chunks = -(-shape[0] // chunk_rows)
-    places: list[tuple[int, int, int]] = []
-    dataset.id.chunk_iter(
-        lambda info: places.append((info.chunk_offset[0], info.byte_offset, info.size))
-    )
-    if len(places) != n_chunks or any(size != chunk_rows * row_bytes for *_, size in places):
-        return np.asarray(dataset[()])
-    rows = np.empty((n_chunks * chunk_rows, *shape[1:]), dtype)
-    target = rows.reshape(-1).view(np.uint8).data
-    runs: list[list[int]] = []  # [start in the array, place in the file, bytes]
-    for first_row, byte_offset, size in sorted(places):
-        start = first_row * row_bytes
-        if runs and runs[-1][1] + runs[-1][2] == byte_offset:
-            runs[-1][2] += size
-        else:
-            runs.append([start, byte_offset, size])
-    with path.open("rb", buffering=0) as raw:
-        for start, byte_offset, size in runs:
-            raw.seek(byte_offset)
-            done = 0
-            while done < size:
-                end = min(size, done + _READ_BLOCK)
-                n_read = raw.readinto(target[start + done : start + end])
-                if not n_read:
-                    raise CorruptStore(f"{path} ends early: it was truncated after it was written")
-                done += n_read
-    return rows[: shape[0]]

@@ -12,7 +12,7 @@ from measure import Row, Sizes, alternate, compare, made_up_labels
 
 from bsdkit.dataset import Clips
 from bsdkit.store.feature import OK, FeatureRows, feature_path, write_feature
-from bsdkit.store.files import open_h5, read_rows
+from bsdkit.store.files import open_h5
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import BST
 
@@ -69,7 +69,9 @@ def _reading_rows(sizes: Sizes, folder: Path, dtype: np.dtype[np.floating]) -> l
 
     def dataset() -> npt.NDArray[np.floating]:
         with open_h5(path) as file:
-            return np.asarray(read_rows(file["embedding"]))
+            found = np.empty(file["embedding"].shape, dtype)
+            file["embedding"].read_direct(found)
+            return found
 
     def features() -> npt.NDArray[np.float32]:
         return store.features([name]).arrays[name]
