@@ -59,5 +59,5 @@ def load_backbone(
     check_device(device)
     options = BackboneOptions(weights=Path(weights) if weights else None, precision=precision)
     backbone = get_backbone(name, options)
-    backbone.load(device)
+    backbone.prepare(device)
     return backbone

@@ -16,7 +16,8 @@
     |   `-- StoreLocked                 another process is writing this feature
     |-- BackboneError                   a backbone that cannot be used
     |   |-- UnknownBackbone (KeyError)  no backbone has this name
-    |   `-- BackboneUnavailable         its package or its weights are missing
+    |   |-- BackboneUnavailable         its package or its weights are missing
+    |   `-- ImprecisePrecision          its vectors below float32 are not those in float32
     |-- PriorError                      class priors or summaries that cannot be made
     |-- DeviceError                     a device that torch cannot use
     |-- HeadError (ValueError)          a head that cannot be made or fitted
@@ -41,6 +42,7 @@ __all__ = [
     "DeviceError",
     "EmptyAudio",
     "HeadError",
+    "ImprecisePrecision",
     "IncompleteStore",
     "MissingAudio",
     "PriorError",
@@ -127,6 +129,10 @@ class UnknownBackbone(BackboneError, KeyError):
 
 class BackboneUnavailable(BackboneError):
     """The package or the weights of a backbone are missing."""
+
+
+class ImprecisePrecision(BackboneError):
+    """A number type in which a backbone's vectors are not what they are in float32."""
 
 
 class PriorError(BsdkitError):

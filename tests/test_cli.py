@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -392,17 +391,40 @@ def test_sounds_without_metadata_and_labels_of_ones_own(tmp_path: Path) -> None:
     assert clips.taxonomy.labels == ("door", "window") and clips.ids[0] == "door/0.flac"
 
 
+# The command line, which stands still once a shard is written until the test closes its input.
+HELD = """
+import sys
+from pathlib import Path
+from bsdkit.cli import main
+from bsdkit.cli.progress import ConsoleProgress
+stage, store = ConsoleProgress.stage, Path(sys.argv[-1])
+def held(self, *arguments):
+    stage(self, *arguments)
+    if list(store.glob(".parts/*/part-*.h5")) and not sys.stdin.closed:
+        print("holding", flush=True)
+        sys.stdin.readline()
+ConsoleProgress.stage = held
+main()
+"""
+
+
 def test_ctrl_c_resumes(sounds: Path, tmp_path: Path) -> None:
     if reason := get_backbone("aisfx").missing():
         pytest.skip(reason)
     arguments = ["extract", "--backbone", "aisfx", "--data", sounds, "--shard-clips", "4"]
-    command = [sys.executable, "-m", "bsdkit", *map(str, arguments), "--store", str(tmp_path / "s")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "s").glob(".parts/*/part-*.h5")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, *map(str, arguments), "--store", str(tmp_path / "s")],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == "holding\n"
     process.send_signal(signal.SIGINT)
+    process.stdin.close()
+    process.stdin = None
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "run the same line again" in stderr
     assert "Traceback" not in stderr

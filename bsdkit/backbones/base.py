@@ -7,7 +7,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.audio import Padding
-from bsdkit.errors import BackboneUnavailable, UnknownBackbone, nearest
+from bsdkit.errors import BackboneUnavailable, ImprecisePrecision, UnknownBackbone, nearest
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "PRECISION_TOLERANCE",
     "Backbone",
     "BackboneOptions",
     "BackboneSpec",
@@ -40,6 +41,10 @@ Kind = Literal["audio", "text", "prompt"]
 """What an output embeds: the sound, the text of its metadata, or both in one prompt."""
 
 Precision = Literal["float32", "bfloat16", "float16"]
+
+PRECISION_TOLERANCE = 0.1
+"""How far a vector below float32 may be from the float32 one, as a share of its length. Networks of
+the registry stay below 0.03; what a processor computes wrongly is beyond 0.5."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +218,59 @@ class Backbone(ABC):
             BackboneUnavailable: a package or the weights are missing, or are not the ones
                 that were expected; the message says what to type.
         """
+
+    precision_difference: float | None = None
+    """How far the precision that was chosen is from float32 here, see `prepare`."""
+
+    def prepare(self, device: str) -> None:
+        """Loads the backbone, and tries a precision below float32 on one noise or text.
+
+        Processors and libraries differ in what they compute below float32, and what is wrong is
+        silent: so the same input is embedded both ways, on that device, once. The largest relative
+        difference of an output goes into `precision_difference`, which extraction writes beside
+        the spec. (It differs between machines, so the spec itself cannot hold it.)
+
+        Raises:
+            BackboneUnavailable: see `load`.
+            ImprecisePrecision: they differ by more than `PRECISION_TOLERANCE`.
+        """
+        self.load(device)
+        if self.options.precision == "float32":
+            return
+        chosen = self.options
+        found = self._try_precision()
+        self.options = replace(chosen, precision="float32")
+        try:
+            expected = self._try_precision()
+        finally:
+            self.options = chosen
+        self.precision_difference = max(
+            (
+                float(np.linalg.norm(found[name] - vectors) / max(np.linalg.norm(vectors), 1e-12))
+                for name, vectors in expected.items()
+            ),
+            default=None,
+        )
+        if self.precision_difference is None:
+            return
+        if not self.precision_difference <= PRECISION_TOLERANCE:  # NaN, too
+            raise ImprecisePrecision(
+                f"{self.identity} in {chosen.precision} on {device} differs from float32 by "
+                f"{self.precision_difference:.2g} of the length of its vectors, at most "
+                f"{PRECISION_TOLERANCE} is accepted; use --precision float32"
+            )
+
+    def _try_precision(self) -> dict[str, FloatArray]:
+        """Vectors of one fixed noise, by output; of one text where no audio is embedded."""
+        audio = [name for name, kind in self.outputs.items() if kind == "audio"]
+        if audio:
+            spec = self.spec(audio[0])
+            n = min(spec.window_samples, 2 * (spec.sample_rate or 16_000))
+            noise = 0.1 * np.random.default_rng(0).standard_normal((1, n))
+            return self.embed(noise.astype(np.float32), np.array([n]))
+        if "text" in self.outputs.values():
+            return self.embed_texts(["rain on a tin roof, a dog barks twice"])
+        return {}
 
     def embed(self, audio: FloatArray, valid: IntArray) -> dict[str, FloatArray]:
         """Embeddings [batch, dim] of windows, by audio output.

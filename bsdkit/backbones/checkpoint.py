@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
 from bsdkit.errors import BackboneError, BackboneUnavailable
-from bsdkit.onednn import speed_up
+from bsdkit.onednn import keep_grouped_exact, speed_up
 
 if TYPE_CHECKING:
     from torch import nn
@@ -388,4 +388,6 @@ class CheckpointBackbone(Backbone):
         self.network = network.eval().requires_grad_(False).to(device)
         if device == "cpu":
             speed_up(self.network)
+            if self.options.precision != "float32":
+                keep_grouped_exact(self.network)
         self.device = device

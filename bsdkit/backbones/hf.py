@@ -32,7 +32,7 @@ from bsdkit.backbones.base import (
 )
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
-from bsdkit.onednn import speed_up
+from bsdkit.onednn import keep_grouped_exact, speed_up
 
 if TYPE_CHECKING:
     import torch
@@ -241,6 +241,8 @@ class HuggingFace(Backbone):
         self._model = self._model.float().eval().requires_grad_(False).to(device)
         if device == "cpu":
             speed_up(self._model)
+            if self.options.precision != "float32":
+                keep_grouped_exact(self._model)
         if self._is_audio:
             self._is_waveform = isinstance(self._extractor, transformers.Wav2Vec2FeatureExtractor)
             self._is_patches = self._model.config.model_type == "audio-spectrogram-transformer"

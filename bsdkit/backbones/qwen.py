@@ -222,6 +222,13 @@ class _Qwen(Backbone):
             self._digests[part] = self.files.digest(name_of[part])
         return self._digests[part]
 
+    def prepare(self, device: str) -> None:
+        """See `Backbone.prepare`; weights held in half precision have no float32 beside them."""
+        if device.startswith("cpu"):
+            super().prepare(device)
+        else:
+            self.load(device)
+
     def load(self, device: str) -> None:
         """See `Backbone.load`."""
         config = self._config  # says what is missing

@@ -137,7 +137,7 @@ def extract(
     stages = Stages()
     for backbone, _ in wanted:
         if backbone.needs_load_for_spec and not backbone.device:
-            backbone.load(settings.device)
+            backbone.prepare(settings.device)
     folders = [
         (backbone.feature(output), backbone.spec(output).to_dict())
         for backbone, outputs in wanted
@@ -173,7 +173,7 @@ def extract(
         def write(job: Job, number: int, rows: dict[str, FeatureRows], silent: list[str]) -> None:
             clock = time.perf_counter()
             for output, folder in job.folders.items():
-                folder.write(number, rows[output], provenance)
+                folder.write(number, rows[output], _with_precision(provenance, job.backbone))
                 report = reports[id(job), output]
                 report.n_embedded += int((rows[output].state == OK).sum())
                 report.silent += silent
@@ -224,7 +224,8 @@ def _finish(
         )
     parts = ([kept] if kept is not None and len(kept) else []) + fresh
     seconds = round(time.perf_counter() - started, 3)
-    facts = {**provenance, "seconds": seconds, "n_embedded": report.n_embedded}
+    facts = _with_precision(provenance, job.backbone)
+    facts |= {"seconds": seconds, "n_embedded": report.n_embedded}
     known = set(clips.ids)
     others = [] if kept is None else [clip for clip in kept.ids if clip not in known]
     order = np.array([*clips.ids, *others], object)
@@ -242,6 +243,13 @@ def _provenance(device: str) -> dict[str, object]:
     return {"versions": versions, "device": device}
 
 
+def _with_precision(provenance: dict[str, object], backbone: Backbone) -> dict[str, object]:
+    """Provenance with what `Backbone.prepare` measured, where something was."""
+    if backbone.precision_difference is None:
+        return dict(provenance)
+    return {**provenance, "precision_difference": backbone.precision_difference}
+
+
 def run_jobs(
     jobs: Sequence[Job],
     clips: Clips,
@@ -253,7 +261,7 @@ def run_jobs(
     """Embeds the shards that jobs have to do, in this process; see `extract`."""
     for job in jobs:
         if job.n_todo and not job.backbone.device:
-            job.backbone.load(settings.device)
+            job.backbone.prepare(settings.device)
     model, writer = Lane("model", _MODEL_DEPTH), Lane("write", _WRITE_DEPTH)
     is_done = False
     try:

@@ -240,7 +240,7 @@ class _Worker:
         for index, _ in task.shards:
             backbone = self._backbones[index]
             if not backbone.device:
-                backbone.load(self._settings.device)
+                backbone.prepare(self._settings.device)
             for output, spec in self._jobs[index].specs.items():
                 difference = first_difference(backbone.spec(output).to_dict(), spec.to_dict())
                 if difference:

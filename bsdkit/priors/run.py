@@ -248,7 +248,7 @@ def _embed_missing(
     backbone.require()
     with progress:
         if not backbone.device:
-            backbone.load(device)
+            backbone.prepare(device)
         reports = extract(
             [(backbone, [output])],
             store.clips,

@@ -169,7 +169,7 @@ def _backbones_of(
         outputs = [specs[f]["output"] for f in features]
         backbone.wanted = frozenset(outputs)
         if backbone.needs_load_for_spec:
-            backbone.load(device)
+            backbone.prepare(device)
         for feature in features:
             then = specs[feature]
             difference = first_difference(backbone.spec(then["output"]).to_dict(), then)

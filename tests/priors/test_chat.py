@@ -62,8 +62,16 @@ from bsdkit.priors.engines.chat import Connection, ask_all
 from bsdkit.priors.journal import Journal
 from tests.priors.test_chat import PROMPT, SETTINGS, asks
 import openai
-url, folder, n = sys.argv[1:]
+url, folder, n, hold = sys.argv[1:]
 input()
+heard = 0
+def heard_one(reply):
+    global heard
+    journal.append(reply)
+    heard += 1
+    if heard == int(hold):  # stands still until the test has sent its signal
+        print("holding", flush=True)
+        sys.stdin.readline()
 journal = Journal(Path(folder))
 with journal.lock():
     known = journal.replies()
@@ -72,7 +80,7 @@ with journal.lock():
         [ask for ask in asks(int(n)) if ask.key not in known], PROMPT, SETTINGS,
         Connection(url, backoff=0.02, timeout=1.0),
         schema=facts.get("schema", "auto"), reported=facts.get("revision", ""),
-        on_reply=journal.append,
+        on_reply=heard_one,
         on_found=lambda schema, revision: journal.set_facts(
             {"schema": schema, "revision": revision}
         ),
@@ -201,9 +209,9 @@ def test_retry_after_is_read_in_all_its_forms() -> None:
     assert retry_after({"retry-after": "soon"}) is retry_after({}) is None
 
 
-def start_driver(url: str, folder: Path, n: int) -> subprocess.Popen[str]:
+def start_driver(url: str, folder: Path, n: int, hold: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, url, str(folder), str(n)],
+        [sys.executable, "-c", DRIVER, url, str(folder), str(n), str(hold)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -224,7 +232,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     hashes = {ask.key: ask.sha256 for ask in clips}
     with Server(tmp_path / "server", "--delay 0.05") as server:
         # both import at the same time, and ask one after the other
-        processes = [start_driver(server.url, journal.folder, 60) for _ in range(2)]
+        processes = [start_driver(server.url, journal.folder, 60, 12) for _ in range(2)]
         for process, how, n in zip(
             processes, (signal.SIGKILL, signal.SIGINT), (12, 24), strict=True
         ):
@@ -232,7 +240,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             assert process.stdin is not None
             process.stdin.write("\n")
             process.stdin.flush()
-            wait_until(lambda n=n: len(journal.replies()) >= n)  # type: ignore[misc]
+            assert process.stdout is not None and process.stdout.readline() == "holding\n"
+            assert len(journal.replies()) >= n
             with pytest.raises(StoreLocked, match="is at it already"), journal.lock():
                 pass
             process.send_signal(how)
