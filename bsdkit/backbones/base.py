@@ -246,7 +246,8 @@ class Backbone(ABC):
             self.options = chosen
         self.precision_difference = max(
             (
-                float(np.linalg.norm(found[name] - vectors) / max(np.linalg.norm(vectors), 1e-12))
+                float(np.linalg.norm(found[name] - vectors))
+                / max(float(np.linalg.norm(vectors)), 1e-12)
                 for name, vectors in expected.items()
             ),
             default=None,

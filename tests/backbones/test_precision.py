@@ -83,7 +83,7 @@ def test_grouped_convolutions_stay_in_float32() -> None:
 
 def test_the_difference_stands_beside_the_spec(sounds: Path, tmp_path: Path) -> None:
     backbone = half(tiny_efficientat, tmp_path)
-    backbone.device = ""
+    backbone.prepare("cpu")
     clips = inspect_audio(read_dataset(sounds)[0])
     (report,) = extract(
         [(backbone, [""])], clips, Store.create(tmp_path / "s", clips), get_template("title"),
