@@ -17,17 +17,10 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bsdkit.backbones.base import (
-    Backbone,
-    BackboneSpec,
-    FloatArray,
-    IntArray,
-    Kind,
-    check_sha256,
-)
-from bsdkit.backbones.checkpoint import read_state
+from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, IntArray, Kind
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import check_sha256, read_state
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:

@@ -29,8 +29,6 @@ __all__ = [
     "Kind",
     "Precision",
     "Question",
-    "check_sha256",
-    "file_sha256",
     "state_digest",
 ]
 
@@ -290,23 +288,6 @@ class Backbone(ABC):
                 f"{nearest(f'{self.identity}.{output}', names)}"
             )
         return output
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raises BackboneUnavailable unless the file has the expected sha256 hex digest."""
-    found = file_sha256(path)
-    if found != expected:
-        raise BackboneUnavailable(
-            f"{path} is not {what}: its sha256 is {found[:16]}..., expected {expected[:16]}...; "
-            "the download may be cut short or a web page saved by mistake; delete it and fetch it "
-            "again"
-        )
 
 
 def state_digest(model: torch.nn.Module) -> str:

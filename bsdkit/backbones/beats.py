@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch

@@ -26,15 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.audio import Padding
-from bsdkit.backbones.base import (
-    BackboneSpec,
-    FloatArray,
-    IntArray,
-    Kind,
-    file_sha256,
-    state_digest,
-)
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fetch, weights_folder
+from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind, state_digest
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.laion import (
     check_fit,
@@ -44,6 +37,7 @@ from bsdkit.backbones.laion import (
     read_converted,
 )
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fetch, file_sha256, weights_folder
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, passt_log_mel
 from bsdkit.backbones.passt import Sizes, sizes_of
 from bsdkit.backbones.passt import build_network as build_passt
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from bsdkit.backbones.base import Backbone
-from bsdkit.backbones.checkpoint import CheckpointBackbone, weights_folder
+from bsdkit.backbones.checkpoint import CheckpointBackbone
+from bsdkit.backbones.weights import weights_folder
 from bsdkit.errors import BackboneError
 
 __all__ = ["Diagnosis", "diagnose", "free_bytes", "print_doctor"]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import (
     PASST_RATE,
     at_least,
@@ -32,6 +32,7 @@ from bsdkit.backbones.frontends import (
     passt_log_mel,
 )
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch

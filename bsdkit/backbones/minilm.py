@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind, check_sha256
+from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import check_sha256
 from bsdkit.onednn import speed_up
 
 __all__ = ["MiniLM"]

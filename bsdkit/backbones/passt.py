@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, passt_log_mel
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch
