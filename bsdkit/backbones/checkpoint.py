@@ -23,12 +23,9 @@ __all__ = ["CheckpointBackbone"]
 class CheckpointBackbone(Backbone):
     """A backbone that reads one weight file into a network of its own.
 
-    A subclass names the file, builds the network from what the file holds, and embeds with
-    ``self.network``. Tests give it a small network by `attach`.
+    A subclass names the file on its card, builds the network from what the file holds, and
+    embeds with ``self.network``. Tests give it a small network by `attach`.
     """
-
-    weight_file: ClassVar[WeightFile]
-    """The published file; `BackboneOptions.weights` stands in for it."""
 
     packages: ClassVar[Mapping[str, str]] = {}
     """Modules that it needs and the command that installs each."""
@@ -39,6 +36,12 @@ class CheckpointBackbone(Backbone):
         super().__init__(options)
         # another file may have other sizes, which only reading it tells
         self.needs_load_for_spec = self.options.weights is not None
+
+    @property
+    def weight_file(self) -> WeightFile:
+        """The published file; `BackboneOptions.weights` stands in for it."""
+        assert self.card.file is not None
+        return self.card.file
 
     def weights_path(self) -> Path | None:
         """The weight file on this machine, or None."""

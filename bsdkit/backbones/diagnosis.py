@@ -69,7 +69,7 @@ def diagnose(classes: Mapping[str, type[Backbone]], device: str = "cpu") -> list
 
 def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnosis:
     if name.endswith(":"):
-        return Diagnosis(name, "takes a name", f"say {name}NAME; {cls.summary}")
+        return Diagnosis(name, "takes a name", f"say {name}NAME; {cls.card.summary}")
     try:
         backbone = cls()
         missing = backbone.missing()
@@ -79,14 +79,14 @@ def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnos
         is_package = "pip install" in missing
         return Diagnosis(name, "missing package" if is_package else "missing weights", missing)
     if isinstance(backbone, CheckpointBackbone) and (path := backbone.weights_path()):
-        size, least = path.stat().st_size, int((cls.parameters or 0) * 1e6)
+        size, least = path.stat().st_size, int((cls.card.parameters or 0) * 1e6)
         if path.is_file() and size < least:
             return Diagnosis(
                 name,
                 "missing weights",
                 f"{path} has {size} bytes, expected at least {least}: it is cut short; delete it",
             )
-    needed = int((cls.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
+    needed = int((cls.card.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
     if needed > free:
         return Diagnosis(
             name,

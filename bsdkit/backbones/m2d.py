@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
@@ -187,15 +188,20 @@ class M2d(CheckpointBackbone):
     """M2D for 16 kHz, by default M2D-CLAP fine-tuned on AudioSet; other M2D files fit too."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio", "flat": "audio"}
-    licence = "NTT: evaluation only, non-commercial"
-    summary = "masked-modelling AudioSet transformer"
-    parameters = 85.5
-    gigaflops = 56.5
-    weight_file = WeightFile(
-        "weights_ep67it3124-0.48558.pth",
-        page="https://github.com/nttcslab/m2d/releases/download/v0.3.0/"
-        "m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly.zip (under NTT's licence: "
-        "non-commercial evaluation only), unpack weights_ep67it3124-0.48558.pth",
+    card = ModelCard(
+        summary="masked-modelling AudioSet transformer",
+        licence="NTT: evaluation only, non-commercial",
+        file=WeightFile(
+            "weights_ep67it3124-0.48558.pth",
+            page="https://github.com/nttcslab/m2d/releases/download/v0.3.0/"
+            "m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly.zip (under NTT's licence: "
+            "non-commercial evaluation only), unpack weights_ep67it3124-0.48558.pth",
+        ),
+        parameters=85.5,
+        gigaflops=56.5,
+        training_data="AudioSet, captions of its clips",
+        released="2024",  # the name of the weights has the day 240128
+        url="https://github.com/nttcslab/m2d",
     )
 
     sample_rate: ClassVar[int] = 16_000
@@ -378,10 +384,15 @@ class M2d(CheckpointBackbone):
 class M2d32k(M2d):
     """M2D for 32 kHz: the files whose name ends in p32k."""
 
-    summary = "the same for 32 kHz"
-    weight_file = WeightFile(
-        "m2d_32k.pth",
-        page="a p32k archive of https://github.com/nttcslab/m2d/releases (under NTT's licence: "
-        "non-commercial evaluation only), unpack its weights_*.pth",
+    card = ModelCard(
+        summary="the same for 32 kHz",
+        licence=M2d.card.licence,
+        file=WeightFile(
+            "m2d_32k.pth",
+            page="a p32k archive of https://github.com/nttcslab/m2d/releases (under NTT's "
+            "licence: non-commercial evaluation only), unpack its weights_*.pth",
+        ),
+        parameters=M2d.card.parameters,
+        gigaflops=M2d.card.gigaflops,
     )
     sample_rate: ClassVar[int] = 32_000

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, passt_log_mel
 from bsdkit.backbones.registry import register
@@ -39,10 +40,6 @@ PATCH = 16
 N_MELS = 128
 HEAD_DIM = 64
 SHORTEST_SAMPLES = 15 * 320 + 1  # 16 frames, which make one patch
-URL = (
-    "https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
-    "passt-s-f128-p16-s10-ap.476-swa.pt"
-)
 
 
 @dataclass(frozen=True)
@@ -193,12 +190,22 @@ class Passt(CheckpointBackbone):
     """PaSST-S (stride 10, stochastic weight averaging), AudioSet mAP 47.6."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio", "logits": "audio"}
-    licence = "Apache-2.0"
-    summary = "AudioSet transformer"
-    fetches = "345 MB of weights from GitHub"
-    parameters = 86.15
-    gigaflops = 237.86
-    weight_file = WeightFile(name=URL.rpartition("/")[2], url=URL)
+    card = ModelCard(
+        summary="AudioSet transformer",
+        licence="Apache-2.0",
+        fetches="345 MB of weights from GitHub",
+        file=WeightFile(
+            "passt-s-f128-p16-s10-ap.476-swa.pt",
+            "https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
+            "passt-s-f128-p16-s10-ap.476-swa.pt",
+        ),
+        parameters=86.15,
+        gigaflops=237.86,
+        training_data="ImageNet, AudioSet",
+        released="2022",
+        has_freesound=False,
+        url="https://github.com/kkoutini/PaSST",
+    )
 
     def build(self, state: dict[str, Any]) -> nn.Module:
         """See `CheckpointBackbone.build`."""

@@ -39,6 +39,7 @@ from bsdkit.backbones.base import (
     Kind,
     state_digest,
 )
+from bsdkit.backbones.cards import HUB, ModelCard
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.qwen_files import ShardedFiles
 from bsdkit.backbones.registry import register
@@ -109,6 +110,24 @@ def published_network(name: str) -> nn.Module:
     return cls.build_parts(config)
 
 
+def _card(
+    hub: str, gigabytes: int, parameters: float, gigaflops: float, released: str
+) -> ModelCard:
+    """The card of a model; size and operations are the audio tower's."""
+    return ModelCard(
+        summary="audio tower of a language model",
+        licence="Apache-2.0",
+        fetches=f"the shards of {hub} that hold its audio tower, for `prompt` all "
+        f"({gigabytes} GB), from the Hugging Face hub",
+        hub=hub,
+        parameters=parameters,
+        gigaflops=gigaflops,
+        training_data="speech, sound and music; sources not published",
+        released=released,
+        url=f"{HUB}/{hub}",
+    )
+
+
 class _Qwen(Backbone):
     """What the three models share: files, front end, pooling, the prompt."""
 
@@ -118,10 +137,6 @@ class _Qwen(Backbone):
         "prompt": "prompt",
     }
     extra_outputs = frozenset({"prompt"})
-    licence = "Apache-2.0"
-
-    model: ClassVar[str]
-    """Id on the Hugging Face hub."""
 
     model_types: ClassVar[tuple[str, ...]]
     """What config.json may call it."""
@@ -158,7 +173,7 @@ class _Qwen(Backbone):
 
     def __init__(self, options: BackboneOptions | None = None) -> None:
         super().__init__(options)
-        self.files = ShardedFiles(self.model, self.options.weights, self.name)
+        self.files = ShardedFiles(self.card.hub, self.options.weights, self.name)
         self._is_from_files = False
         self._digests: dict[str, str] = {}
         if self.options.question is not None:
@@ -174,7 +189,7 @@ class _Qwen(Backbone):
             return f"it needs transformers 5, found {version}: {INSTALL}"
         folder = self.options.weights
         if folder is not None and not (folder / "config.json").is_file():
-            return f"{folder} holds no config.json: give a folder with the files of {self.model}"
+            return f"{folder} holds no config.json: give a folder with the files of {self.card.hub}"
         return ""
 
     @cached_property
@@ -279,7 +294,7 @@ class _Qwen(Backbone):
         """
         import transformers
 
-        source = str(self.options.weights or self.model)
+        source = str(self.options.weights or self.card.hub)
         try:
             model, report = getattr(transformers, self.model_class).from_pretrained(
                 source, config=config, dtype=dtype, output_loading_info=True
@@ -388,7 +403,7 @@ class _Qwen(Backbone):
             dim=self._width(output),
             weights=Path(os.path.abspath(self.options.weights)).name
             if self.options.weights
-            else self.model,
+            else self.card.hub,
             weights_sha256=self._digest(output),
             version=1,
             layer=points[output],
@@ -630,14 +645,7 @@ class Qwen2Audio(_Qwen):
     attention and from the mean.
     """
 
-    summary = "audio tower of a language model"
-    fetches = (
-        "the shards of Qwen/Qwen2-Audio-7B that hold its audio tower, for `prompt` all (17 GB), "
-        "from the Hugging Face hub"
-    )
-    parameters = 642.2
-    gigaflops = 2281.6
-    model = "Qwen/Qwen2-Audio-7B"
+    card = _card("Qwen/Qwen2-Audio-7B", 17, 642.2, 2281.6, "2024")
     model_types = ("qwen2_audio",)
     config_class = "Qwen2AudioConfig"
     model_class = "Qwen2AudioForConditionalGeneration"
@@ -757,14 +765,7 @@ class _Omni(_Qwen):
 class Qwen25Omni(_Omni):
     """The thinker of Qwen2.5-Omni 7B; attention within chunks of two seconds."""
 
-    summary = "audio tower of a language model"
-    fetches = (
-        "the shards of Qwen/Qwen2.5-Omni-7B that hold its audio tower, for `prompt` all (22 GB), "
-        "from the Hugging Face hub"
-    )
-    parameters = 639.6
-    gigaflops = 645.5
-    model = "Qwen/Qwen2.5-Omni-7B"
+    card = _card("Qwen/Qwen2.5-Omni-7B", 22, 639.6, 645.5, "2025-03")
     model_types = ("qwen2_5_omni", "qwen2_5_omni_thinker")
     config_class = "Qwen2_5OmniThinkerConfig"
     model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
@@ -788,14 +789,7 @@ class Qwen25Omni(_Omni):
 class Qwen3Omni(_Omni):
     """The thinker of Qwen3-Omni 30B-A3B; convolutions within chunks of one second."""
 
-    summary = "audio tower of a language model"
-    fetches = (
-        "the shards of Qwen/Qwen3-Omni-30B-A3B-Instruct that hold its audio tower, for `prompt` "
-        "all (70 GB), from the Hugging Face hub"
-    )
-    parameters = 647.9
-    gigaflops = 211.2
-    model = "Qwen/Qwen3-Omni-30B-A3B-Instruct"
+    card = _card("Qwen/Qwen3-Omni-30B-A3B-Instruct", 70, 647.9, 211.2, "2025-09")
     model_types = ("qwen3_omni_moe", "qwen3_omni_moe_thinker")
     config_class = "Qwen3OmniMoeThinkerConfig"
     model_class = "Qwen3OmniMoeThinkerForConditionalGeneration"

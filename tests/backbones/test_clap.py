@@ -183,7 +183,7 @@ def test_class_facts_are_those_of_the_published_network(cls: type[Clap]) -> None
     with torch.device("meta"):
         network = published_network(cls.architecture)
     n_parameters = sum(p.numel() for p in network.parameters())
-    assert cls.parameters == round(n_parameters / 1e6, 1)
+    assert cls.card.parameters == round(n_parameters / 1e6, 1)
 
 
 # -- the reference's tiny model with fusion

@@ -274,7 +274,7 @@ def test_facts_of_the_published_tower(name: str) -> None:
     with torch.device("meta"):
         network = published_network(name)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    assert get_backbone(name).parameters == pytest.approx(millions, abs=0.1)
+    assert get_backbone(name).card.parameters == pytest.approx(millions, abs=0.1)
 
 
 def save_as_published(name: str, folder: Path) -> Any:
