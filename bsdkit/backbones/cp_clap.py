@@ -27,6 +27,7 @@ from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, pass
 from bsdkit.backbones.passt import Sizes, sizes_of
 from bsdkit.backbones.passt import build_network as build_passt
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.vit import HEAD_DIM
 from bsdkit.backbones.weights import WeightFile, fill, shape_of
 from bsdkit.errors import BackboneUnavailable
 
@@ -41,7 +42,6 @@ WINDOW_SAMPLES = 320_000
 DIM = 1024
 MAX_TOKENS = 64
 TOKENIZER = "FacebookAI/roberta-large"
-HEAD_DIM = 64
 PADDING_TOKEN = 1
 
 _AUDIO = "audio_embedding_model.model.model."
