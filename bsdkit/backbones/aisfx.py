@@ -1,7 +1,7 @@
 """aiSFX: a convolutional encoder trained on sound-effects libraries, 512 numbers.
 
 Ma and Lerch, "Representation Learning for the Automatic Indexing of Sound Effects
-Libraries", ISMIR 2022. The weights (CC BY 4.0) ship in the PyPI wheel of ``aisfx``, whose
+Libraries", ISMIR 2022. The weights ship in the PyPI wheel of ``aisfx``, whose
 pins are stale, so it is installed without its requirements and only the file is read.
 
 The front end is the paper's, in its Essentia form: power spectra of 2048 samples every
@@ -17,17 +17,11 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from bsdkit.backbones.base import (
-    Backbone,
-    BackboneSpec,
-    FloatArray,
-    IntArray,
-    Kind,
-    check_sha256,
-)
-from bsdkit.backbones.checkpoint import read_state
+from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, IntArray, Kind
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import check_sha256, read_state
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:
@@ -42,7 +36,6 @@ HOP = 1024
 N_MELS = 96
 WINDOW_FRAMES = 100
 SCALE = 9.457798957824707
-SHA256 = "499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5"
 INSTALL = "pip install --no-deps aisfx==0.1.2"
 
 
@@ -111,10 +104,16 @@ class Aisfx(Backbone):
     """aiSFX with its published weights."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio"}
-    licence = "CC BY 4.0"
-    summary = "sound-effects encoder, runs on a CPU"
-    parameters = 4.69
-    gigaflops = 30.9
+    card = ModelCard(
+        summary="sound-effects encoder, runs on a CPU",
+        licence="CC BY 4.0",
+        sha256="499ea75909c932a2f94c35fa722fa4fabc5bcb7e84917209cc5f7402627b7eb5",
+        parameters=4.69,
+        gigaflops=30.9,
+        training_data="sound-effects libraries",  # section 3 of the paper
+        released="2022",
+        url="https://arxiv.org/abs/2208.09096",
+    )
 
     def _weights(self) -> Path | None:
         if self.options.weights is not None:
@@ -138,7 +137,7 @@ class Aisfx(Backbone):
             kind="audio",
             dim=512,
             weights="aisfx 0.1.2 checkpoint.pth",
-            weights_sha256=SHA256,
+            weights_sha256=self.card.sha256,
             version=1,
             layer="embedding network",
             pooling="mel mean, time max; windows by mean weighted by samples",
@@ -157,7 +156,7 @@ class Aisfx(Backbone):
 
         path = self._weights()
         assert path is not None
-        check_sha256(path, SHA256, "the aiSFX checkpoint")
+        check_sha256(path, self.card.sha256, "the aiSFX checkpoint")
         state = read_state(path, "the aiSFX checkpoint")
         prefix = "embedding_net."
         network = build_network()

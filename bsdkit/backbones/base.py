@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.audio import Padding
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.errors import BackboneUnavailable, ImprecisePrecision, UnknownBackbone, nearest
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ __all__ = [
     "Kind",
     "Precision",
     "Question",
-    "check_sha256",
-    "file_sha256",
     "state_digest",
 ]
 
@@ -170,21 +169,8 @@ class Backbone(ABC):
     outputs: ClassVar[Mapping[str, Kind]]
     """Kind of each output by name; the name is empty where there is only one."""
 
-    licence: ClassVar[str]
-    """Licence of the weights."""
-
-    summary: ClassVar[str]
-    """What it is, in a few words."""
-
-    fetches: ClassVar[str] = ""
-    """What it downloads the first time it is used, and from where; empty for nothing."""
-
-    parameters: ClassVar[float | None] = None
-    """Millions of parameters of the published model; None where it depends on the argument."""
-
-    gigaflops: ClassVar[float | None] = None
-    """1e9 floating-point operations (two a multiply-add) for ten seconds of audio, or for a
-    text of 77 tokens, as torch counts them; None where it depends on the argument."""
+    card: ClassVar[ModelCard]
+    """What is known of the model: licence, weights, size, training."""
 
     extra_outputs: ClassVar[frozenset[str]] = frozenset()
     """Outputs that are made only when asked for by name, such as ``qwen2-audio.prompt``."""
@@ -328,7 +314,7 @@ class Backbone(ABC):
 
     def weight_state(self) -> str:
         """Where the weights are, or what `load` will fetch; empty where only loading tells."""
-        return f"fetches {self.fetches} at first use" if self.fetches else ""
+        return f"fetches {self.card.fetches} at first use" if self.card.fetches else ""
 
     def require(self) -> None:
         """Raises BackboneUnavailable if something is missing."""
@@ -349,23 +335,6 @@ class Backbone(ABC):
                 f"{nearest(f'{self.identity}.{output}', names)}"
             )
         return output
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_sha256(path: Path, expected: str, what: str) -> None:
-    """Raises BackboneUnavailable unless the file has the expected sha256 hex digest."""
-    found = file_sha256(path)
-    if found != expected:
-        raise BackboneUnavailable(
-            f"{path} is not {what}: its sha256 is {found[:16]}..., expected {expected[:16]}...; "
-            "the download may be cut short or a web page saved by mistake; delete it and fetch it "
-            "again"
-        )
 
 
 def state_digest(model: torch.nn.Module) -> str:

@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.cards import ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -268,13 +270,19 @@ class Beats(CheckpointBackbone):
     """BEATs, iteration 3+, pretrained on AudioSet-2M; fine-tuned files are accepted too."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio"}
-    licence = "MIT code; weights offered by the same project"
-    summary = "self-supervised AudioSet transformer"
-    parameters = 90.3
-    gigaflops = 98.6
-    weight_file = WeightFile(
-        "beats_iter3plus_as2m.pt",
-        page="https://1drv.ms/u/s!AqeByhGUtINrgcpke6_lRSZEKD5j2Q?e=A3FpOf",
+    card = ModelCard(
+        summary="self-supervised AudioSet transformer",
+        licence="MIT code; weights offered by the same project",
+        file=WeightFile(
+            "beats_iter3plus_as2m.pt",
+            page="https://1drv.ms/u/s!AqeByhGUtINrgcpke6_lRSZEKD5j2Q?e=A3FpOf",
+        ),
+        parameters=90.3,
+        gigaflops=98.6,
+        training_data="AudioSet",
+        released="2023",
+        has_freesound=False,
+        url="https://github.com/microsoft/unilm/tree/master/beats",
     )
 
     def build(self, state: dict[str, Any]) -> nn.Module:

@@ -20,21 +20,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.audio import Padding
-from bsdkit.backbones.base import (
-    BackboneSpec,
-    FloatArray,
-    IntArray,
-    Kind,
-    file_sha256,
-    state_digest,
-)
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fetch, weights_folder
+from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind, state_digest
+from bsdkit.backbones.cards import HUB, ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.laion import (
     check_fit,
@@ -44,6 +38,7 @@ from bsdkit.backbones.laion import (
     read_converted,
 )
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fetch, file_sha256, weights_folder
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:
@@ -62,7 +57,7 @@ __all__ = [
     "quantise",
 ]
 
-HUB = "https://huggingface.co/lukewys/laion_clap/resolve/main/"
+PAGE = f"{HUB}/lukewys/laion_clap"
 SAMPLE_RATE = 48_000
 MODEL_SAMPLES = 10 * SAMPLE_RATE
 FFT, HOP, N_MELS, LOW_HERTZ, HIGH_HERTZ = 1024, 480, 64, 50.0, 14_000.0
@@ -71,9 +66,7 @@ MAX_TOKENS = 77
 TOKENIZER = "roberta-base"
 VOCABULARY = 50_265
 TOKENIZER_FILES = tuple(
-    WeightFile(
-        f"{TOKENIZER}/{name}", f"https://huggingface.co/FacebookAI/{TOKENIZER}/resolve/main/{name}"
-    )
+    WeightFile(f"{TOKENIZER}/{name}", f"{HUB}/FacebookAI/{TOKENIZER}/resolve/main/{name}")
     for name in ("vocab.json", "merges.txt")
 )
 
@@ -97,6 +90,10 @@ class Architecture:
         depths = ", ".join(map(str, self.depths))
         kind = "with fusion" if self.is_fusion else "without fusion"
         return f"a tower {kind}, {self.patch_width} wide at first, of {depths} blocks"
+
+
+def _published(name: str) -> WeightFile:
+    return WeightFile(name, f"{PAGE}/resolve/main/{name}")
 
 
 def published_network(architecture: Architecture) -> nn.Module:
@@ -195,12 +192,18 @@ class Clap(CheckpointBackbone):
     """
 
     outputs: ClassVar[dict[str, Kind]] = {"audio": "audio", "text": "text"}
-    licence = "CC0 code; weights without a statement"
-    summary = "language-audio model"
-    fetches = "its checkpoint and, for text, roberta-base's tokenizer, from the Hugging Face hub"
-    parameters = 153.5
-    gigaflops = 11.8
-    weight_file = WeightFile("630k-audioset-best.pt", HUB + "630k-audioset-best.pt")
+    card = ModelCard(
+        summary="language-audio model",
+        licence="CC0 code; weights without a statement",
+        fetches="its checkpoint and, for text, roberta-base's tokenizer, from the Hugging Face hub",
+        file=_published("630k-audioset-best.pt"),
+        parameters=153.5,
+        gigaflops=11.8,
+        training_data="LAION-Audio-630K (with Freesound), AudioSet",
+        released="2023-02-28",  # the day on which the file was uploaded
+        has_freesound=True,
+        url=PAGE,
+    )
     packages: ClassVar[dict[str, str]] = {"transformers": "pip install transformers"}
     architecture: ClassVar[Architecture] = Architecture(False, 96, (2, 2, 6, 2))
 
@@ -443,10 +446,11 @@ class ClapFusion(Clap):
     numbers, which LAION's own code does not; a clip over forty seconds is cut into windows.
     """
 
-    summary = "language-audio model, fusion for long clips"
-    parameters = 153.5
-    gigaflops = 11.8
-    weight_file = WeightFile("630k-audioset-fusion-best.pt", HUB + "630k-audioset-fusion-best.pt")
+    card = replace(
+        Clap.card,
+        summary="language-audio model, fusion for long clips",
+        file=_published("630k-audioset-fusion-best.pt"),
+    )
     architecture = Architecture(True, 96, (2, 2, 6, 2))
     window_seconds = 40.0
     padding = "zeros"
@@ -482,10 +486,13 @@ class ClapFusion(Clap):
 class ClapMusic(Clap):
     """LAION-CLAP (HTSAT-base, RoBERTa-base) without fusion, trained on music and AudioSet."""
 
-    summary = "language-audio model for music"
-    parameters = 193.9
-    gigaflops = 30.7
-    weight_file = WeightFile(
-        "music_audioset_epoch_15_esc_90.14.pt", HUB + "music_audioset_epoch_15_esc_90.14.pt"
+    card = replace(
+        Clap.card,
+        summary="language-audio model for music",
+        file=_published("music_audioset_epoch_15_esc_90.14.pt"),
+        parameters=193.9,
+        gigaflops=30.7,
+        training_data=f"{Clap.card.training_data}, music",
+        released="2023-04-08",
     )
     architecture = Architecture(False, 128, (2, 2, 12, 2))

@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.cards import ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, passt_log_mel
 from bsdkit.backbones.passt import Sizes, sizes_of
 from bsdkit.backbones.passt import build_network as build_passt
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.vit import HEAD_DIM
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 from bsdkit.errors import BackboneUnavailable
 
 if TYPE_CHECKING:
@@ -39,7 +42,6 @@ WINDOW_SAMPLES = 320_000
 DIM = 1024
 MAX_TOKENS = 64
 TOKENIZER = "FacebookAI/roberta-large"
-HEAD_DIM = 64
 PADDING_TOKEN = 1
 
 _AUDIO = "audio_embedding_model.model.model."
@@ -143,19 +145,19 @@ class CpClap(CheckpointBackbone):
     """
 
     outputs: ClassVar[dict[str, Kind]] = {"audio": "audio", "text": "text"}
-    licence = "weights not published"
-    summary = "PaSST and RoBERTa-large, your own weights"
-    fetches = "the tokenizer of roberta-large from the Hugging Face hub, unless it lies beside"
-    parameters = 442.27
-    gigaflops = 87.91
-    packages: ClassVar[dict[str, str]] = {"transformers": "pip install transformers"}
-    weight_file = WeightFile(
-        name="clap.ckpt",
-        page=(
-            "it from its authors (https://github.com/OptimusPrimus/dcase2026-task1 uses it and "
-            "has no link to it; --weights FILE takes it from anywhere)"
+    card = ModelCard(
+        summary="PaSST and RoBERTa-large, your own weights",
+        licence="weights not published",
+        fetches="the tokenizer of roberta-large from the Hugging Face hub, unless it lies beside",
+        file=WeightFile(
+            name="clap.ckpt",
+            page="it from its authors (https://github.com/OptimusPrimus/dcase2026-task1 uses it "
+            "and has no link to it; --weights FILE takes it from anywhere)",
         ),
+        parameters=442.27,
+        gigaflops=87.91,
     )
+    packages: ClassVar[dict[str, str]] = {"transformers": "pip install transformers"}
     tokenizer: Any = None
 
     def load(self, device: str) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from bsdkit.backbones.base import Backbone
-from bsdkit.backbones.checkpoint import CheckpointBackbone, weights_folder
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.errors import BackboneError
 
-__all__ = ["Diagnosis", "diagnose", "free_bytes", "print_doctor"]
+__all__ = ["Diagnosis", "diagnose", "free_bytes", "gpus", "package_versions"]
 
 _PACKAGES = (
     "torch", "numpy", "h5py", "soundfile", "soxr", "scikit-learn", "lightgbm", "optuna",
@@ -40,11 +37,6 @@ class Diagnosis:
     state: str
     advice: str
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether `bsdkit extract` can start with it, given a network where it has to fetch."""
-        return self.state in ("ready", "to fetch", "takes a name")
-
 
 def free_bytes(device: str) -> int:
     """Memory that a model could have: of the GPU, or of the machine."""
@@ -60,6 +52,26 @@ def free_bytes(device: str) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def gpus() -> dict[str, tuple[str, int]]:
+    """Name and free bytes of each CUDA device that torch can use, by its own name."""
+    import torch
+
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = [f"cuda:{i}" for i in range(n)]
+    return {name: (torch.cuda.get_device_name(name), free_bytes(name)) for name in names}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that backbones and heads use; a dash for what is not there."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "-"
+    return versions
+
+
 def diagnose(classes: Mapping[str, type[Backbone]], device: str = "cpu") -> list[Diagnosis]:
     """The state of every backbone, in the order of the names."""
     free = free_bytes(device)
@@ -68,7 +80,7 @@ def diagnose(classes: Mapping[str, type[Backbone]], device: str = "cpu") -> list
 
 def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnosis:
     if name.endswith(":"):
-        return Diagnosis(name, "takes a name", f"say {name}NAME; {cls.summary}")
+        return Diagnosis(name, "takes a name", f"say {name}NAME; {cls.card.summary}")
     try:
         backbone = cls()
         missing = backbone.missing()
@@ -78,14 +90,14 @@ def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnos
         is_package = "pip install" in missing
         return Diagnosis(name, "missing package" if is_package else "missing weights", missing)
     if isinstance(backbone, CheckpointBackbone) and (path := backbone.weights_path()):
-        size, least = path.stat().st_size, int((cls.parameters or 0) * 1e6)
+        size, least = path.stat().st_size, int((cls.card.parameters or 0) * 1e6)
         if path.is_file() and size < least:
             return Diagnosis(
                 name,
                 "missing weights",
                 f"{path} has {size} bytes, expected at least {least}: it is cut short; delete it",
             )
-    needed = int((cls.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
+    needed = int((cls.card.parameters or 0) * 1e6 * _BYTES_A_PARAMETER * _ROOM)
     if needed > free:
         return Diagnosis(
             name,
@@ -96,35 +108,3 @@ def _diagnose(name: str, cls: type[Backbone], free: int, device: str) -> Diagnos
     state = backbone.weight_state()
     is_here = not state.startswith("fetches")
     return Diagnosis(name, "ready" if is_here else "to fetch", state)
-
-
-def print_doctor(console: Console, classes: Mapping[str, type[Backbone]], device: str) -> bool:
-    """Prints the machine, the packages and the state of each backbone; returns if all is well."""
-    import torch
-
-    console.print(
-        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
-        f"{os.cpu_count()} processors, {free_bytes('cpu') / 1e9:.1f} GB of memory free"
-    )
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            free = torch.cuda.mem_get_info(i)[0]
-            console.print(f"cuda:{i} {torch.cuda.get_device_name(i)}, {free / 1e9:.1f} GB free")
-    else:
-        console.print(f"no CUDA device that torch {torch.__version__} can use")
-    versions = []
-    for package in _PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"{package} -")
-    console.print("  ".join(versions))
-    console.print(f"weight files are kept in {weights_folder()} (BSDKIT_WEIGHTS changes that)")
-    diagnoses = diagnose(classes, device)
-    width = max(len(diagnosis.name) for diagnosis in diagnoses)
-    for diagnosis in diagnoses:
-        style = {"ready": "green", "to fetch": "cyan"}.get(diagnosis.state, "yellow")
-        console.print(f"{diagnosis.name:{width}}  {diagnosis.state}", style=style)
-        if diagnosis.advice:
-            console.print(f"{'':{width}}    {diagnosis.advice}")
-    return all(diagnosis.is_usable for diagnosis in diagnoses)

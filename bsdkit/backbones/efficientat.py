@@ -17,13 +17,14 @@ at the clip's end and here end in silence).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.cards import ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import (
     PASST_RATE,
     at_least,
@@ -32,6 +33,7 @@ from bsdkit.backbones.frontends import (
     passt_log_mel,
 )
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -327,15 +329,21 @@ class Efficientat(CheckpointBackbone):
     """EfficientAT mn04, AudioSet mAP 43.2; any ``mnXX`` file of its authors by ``--weights``."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio", "logits": "audio"}
-    licence = "MIT"
-    summary = "AudioSet MobileNet, the fastest on a CPU"
-    fetches = "4 MB of weights from GitHub"
-    parameters = 0.98
-    gigaflops = 0.22
-    weight_file = WeightFile(
-        name="mn04_as_mAP_432.pt",
-        url=f"{RELEASE}/mn04_as_mAP_432.pt",
-        sha256="899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c",
+    card = ModelCard(
+        summary="AudioSet MobileNet, the fastest on a CPU",
+        licence="MIT",
+        fetches="4 MB of weights from GitHub",
+        file=WeightFile(
+            "mn04_as_mAP_432.pt",
+            f"{RELEASE}/mn04_as_mAP_432.pt",
+            sha256="899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c",
+        ),
+        parameters=0.98,
+        gigaflops=0.22,
+        training_data="ImageNet, AudioSet",
+        released="2023",
+        has_freesound=False,
+        url="https://github.com/fschmid56/EfficientAT",
     )
     width: ClassVar[float] = 0.4
 
@@ -404,11 +412,14 @@ class Efficientat(CheckpointBackbone):
 class EfficientatMn10(Efficientat):
     """EfficientAT mn10, AudioSet mAP 47.1."""
 
-    summary = "AudioSet MobileNet, runs on a CPU"
-    fetches = "20 MB of weights from GitHub"
-    parameters = 4.88
-    gigaflops = 1.08
-    weight_file = WeightFile(name="mn10_as_mAP_471.pt", url=f"{RELEASE}/mn10_as_mAP_471.pt")
+    card = replace(
+        Efficientat.card,
+        summary="AudioSet MobileNet, runs on a CPU",
+        fetches="20 MB of weights from GitHub",
+        file=WeightFile("mn10_as_mAP_471.pt", f"{RELEASE}/mn10_as_mAP_471.pt"),
+        parameters=4.88,
+        gigaflops=1.08,
+    )
     width = 1.0
 
     def _check_sizes(self, sizes: Sizes) -> None:

@@ -30,6 +30,7 @@ from bsdkit.backbones.base import (
     Kind,
     state_digest,
 )
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
 
@@ -52,9 +53,11 @@ class Hear(Backbone):
     """
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio"}
-    licence = "the module's own"
-    summary = "any package with the HEAR API"
-    fetches = "what the module fetches"
+    card = ModelCard(
+        summary="any package with the HEAR API",
+        licence="the module's own",
+        fetches="what the module fetches",
+    )
     needs_load_for_spec = True
 
     def __init__(self, options: BackboneOptions | None = None) -> None:

@@ -30,6 +30,7 @@ from bsdkit.backbones.base import (
     Kind,
     state_digest,
 )
+from bsdkit.backbones.cards import ModelCard
 from bsdkit.backbones.registry import register
 from bsdkit.errors import BackboneUnavailable
 from bsdkit.onednn import keep_grouped_exact, speed_up
@@ -86,9 +87,11 @@ class HuggingFace(Backbone):
     """
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio"}
-    licence = "the model's own"
-    summary = "any audio or text encoder in transformers"
-    fetches = "the model that it is given, from the Hugging Face hub"
+    card = ModelCard(
+        summary="any audio or text encoder in transformers",
+        licence="the model's own",
+        fetches="the model that it is given, from the Hugging Face hub",
+    )
     needs_load_for_spec = True
 
     def __init__(self, options: BackboneOptions | None = None) -> None:

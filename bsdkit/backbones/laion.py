@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bsdkit.backbones.checkpoint import read_state
+from bsdkit.backbones.weights import read_state
 
 if TYPE_CHECKING:
     import torch

@@ -23,9 +23,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.cards import ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.vit import HEAD_DIM, NORM_EPSILON, vit_blocks
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +39,6 @@ __all__ = ["M2d", "M2d32k", "Sizes", "build_network", "log_mel", "published_netw
 WINDOW_SECONDS, SHORTEST_SECONDS = 10.0, 1.25
 FRAME_SECONDS, HOP_SECONDS = 0.025, 0.010
 LOW_HERTZ = 50.0
-# no tensor tells these two: ViTs, small to large, have heads of 64 features, and those of MAE,
-# which the papers build on, this epsilon
-HEAD_DIM = 64
-NORM_EPSILON = 1e-6
 PREFIX = "module.ar.runtime.backbone."
 
 _ENCODER_PARTS = ("cls_token", "pos_embed", "norm_stats", "patch_embed.", "blocks.", "norm.")
@@ -76,49 +75,8 @@ def build_network(sizes: Sizes) -> nn.Module:
     """
     import torch
     from torch import nn
-    from torch.nn import functional
 
-    class PatchEmbedding(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            patch = (sizes.patch_bands, sizes.patch_frames)
-            self.proj = nn.Conv2d(1, sizes.dim, patch, stride=patch)
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv = nn.Linear(sizes.dim, 3 * sizes.dim)
-            self.proj = nn.Linear(sizes.dim, sizes.dim)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            heads = self.qkv(x).reshape(*x.shape[:2], 3, -1, HEAD_DIM)
-            query, key, value = heads.permute(2, 0, 3, 1, 4)  # [batch, heads, tokens, 64] each
-            mixed = functional.scaled_dot_product_attention(query, key, value)
-            out: torch.Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-            return out
-
-    class FeedForward(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc1 = nn.Linear(sizes.dim, sizes.hidden_dim)
-            self.fc2 = nn.Linear(sizes.hidden_dim, sizes.dim)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.fc2(functional.gelu(self.fc1(x)))
-            return out
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1 = nn.LayerNorm(sizes.dim, eps=NORM_EPSILON)
-            self.attn = Attention()
-            self.norm2 = nn.LayerNorm(sizes.dim, eps=NORM_EPSILON)
-            self.mlp = FeedForward()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = x + self.attn(self.norm1(x))
-            out: torch.Tensor = x + self.mlp(self.norm2(x))
-            return out
+    patch = (sizes.patch_bands, sizes.patch_frames)
 
     class Network(nn.Module):
         norm_stats: torch.Tensor
@@ -130,8 +88,10 @@ def build_network(sizes: Sizes) -> nn.Module:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, sizes.dim))
             self.pos_embed = nn.Parameter(torch.zeros(1, n_tokens, sizes.dim))
             self.register_buffer("norm_stats", torch.tensor([0.0, 1.0]))
-            self.patch_embed = PatchEmbedding()
-            self.blocks = nn.ModuleList([Block() for _ in range(sizes.n_layers)])
+            self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, sizes.dim, patch, patch)})
+            self.blocks = vit_blocks(
+                sizes.n_layers, sizes.dim, sizes.dim // HEAD_DIM, sizes.hidden_dim
+            )
             self.norm = nn.LayerNorm(sizes.dim, eps=NORM_EPSILON)
 
         def forward(self, mel: torch.Tensor) -> torch.Tensor:
@@ -141,7 +101,7 @@ def build_network(sizes: Sizes) -> nn.Module:
                 mel: standardised log-mel [batch, bands, frames] of whole patches, no more
                     columns than the position table knows.
             """
-            patches = self.patch_embed.proj(mel.unsqueeze(1))  # [batch, dim, rows, columns]
+            patches = self.patch_embed["proj"](mel.unsqueeze(1))  # [batch, dim, rows, columns]
             positions = self.pos_embed[:, 1:].reshape(1, sizes.n_rows, sizes.n_columns, -1)
             # the table is cut to the clip's columns, never interpolated
             patches = patches.permute(0, 2, 3, 1) + positions[:, :, : patches.shape[3]]
@@ -186,15 +146,20 @@ class M2d(CheckpointBackbone):
     """M2D for 16 kHz, by default M2D-CLAP fine-tuned on AudioSet; other M2D files fit too."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio", "flat": "audio"}
-    licence = "NTT: evaluation only, non-commercial"
-    summary = "masked-modelling AudioSet transformer"
-    parameters = 85.5
-    gigaflops = 56.5
-    weight_file = WeightFile(
-        "weights_ep67it3124-0.48558.pth",
-        page="https://github.com/nttcslab/m2d/releases/download/v0.3.0/"
-        "m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly.zip (under NTT's licence: "
-        "non-commercial evaluation only), unpack weights_ep67it3124-0.48558.pth",
+    card = ModelCard(
+        summary="masked-modelling AudioSet transformer",
+        licence="NTT: evaluation only, non-commercial",
+        file=WeightFile(
+            "weights_ep67it3124-0.48558.pth",
+            page="https://github.com/nttcslab/m2d/releases/download/v0.3.0/"
+            "m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly.zip (under NTT's licence: "
+            "non-commercial evaluation only), unpack weights_ep67it3124-0.48558.pth",
+        ),
+        parameters=85.5,
+        gigaflops=56.5,
+        training_data="AudioSet, captions of its clips",
+        released="2024",  # the name of the weights has the day 240128
+        url="https://github.com/nttcslab/m2d",
     )
 
     sample_rate: ClassVar[int] = 16_000
@@ -377,10 +342,15 @@ class M2d(CheckpointBackbone):
 class M2d32k(M2d):
     """M2D for 32 kHz: the files whose name ends in p32k."""
 
-    summary = "the same for 32 kHz"
-    weight_file = WeightFile(
-        "m2d_32k.pth",
-        page="a p32k archive of https://github.com/nttcslab/m2d/releases (under NTT's licence: "
-        "non-commercial evaluation only), unpack its weights_*.pth",
+    card = ModelCard(
+        summary="the same for 32 kHz",
+        licence=M2d.card.licence,
+        file=WeightFile(
+            "m2d_32k.pth",
+            page="a p32k archive of https://github.com/nttcslab/m2d/releases (under NTT's "
+            "licence: non-commercial evaluation only), unpack its weights_*.pth",
+        ),
+        parameters=M2d.card.parameters,
+        gigaflops=M2d.card.gigaflops,
     )
     sample_rate: ClassVar[int] = 32_000

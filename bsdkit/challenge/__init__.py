@@ -1,6 +1,7 @@
 """DCASE 2026 Task 1: the files of a submission, written and checked."""
 
-from bsdkit.backbones.cards import BackboneUse, Resource, backbone_uses
+from bsdkit.backbones.cards import Resource
+from bsdkit.backbones.uses import BackboneUse, backbone_uses
 from bsdkit.challenge.findings import Findings
 from bsdkit.challenge.meta_check import check_metadata
 from bsdkit.challenge.metadata import (

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from bsdkit.backbones.cards import BackboneUse, Resource
+from bsdkit.backbones.cards import Resource
+from bsdkit.backbones.uses import BackboneUse
 from bsdkit.csvfile import write_whole
 from bsdkit.taxonomy import BST, Taxonomy
 

@@ -35,12 +35,33 @@ def backbones_command() -> None:
 @command(app, "doctor")
 def doctor_command(device: DeviceOption = "cpu") -> None:
     """Say what is ready here and, for each backbone that is not, what to do."""
-    from bsdkit.backbones.diagnosis import print_doctor
+    import os
+    import platform
+
+    from bsdkit.backbones.diagnosis import diagnose, free_bytes, gpus, package_versions
     from bsdkit.backbones.registry import backbone_classes
+    from bsdkit.backbones.weights import weights_folder
     from bsdkit.device import check_device
 
     check_device(device)
-    print_doctor(console(), backbone_classes(), device)
+    say, versions, cards = console().print, package_versions(), gpus()
+    say(
+        f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} processors, {free_bytes('cpu') / 1e9:.1f} GB of memory free"
+    )
+    for name, (model, free) in cards.items():
+        say(f"{name} {model}, {free / 1e9:.1f} GB free")
+    if not cards:
+        say(f"no CUDA device that torch {versions['torch']} can use")
+    say("  ".join(f"{package} {version}" for package, version in versions.items()))
+    say(f"weight files are kept in {weights_folder()} (BSDKIT_WEIGHTS changes that)")
+    diagnoses = diagnose(backbone_classes(), device)
+    width = max(len(diagnosis.name) for diagnosis in diagnoses)
+    for diagnosis in diagnoses:
+        style = {"ready": "green", "to fetch": "cyan"}.get(diagnosis.state, "yellow")
+        say(f"{diagnosis.name:{width}}  {diagnosis.state}", style=style)
+        if diagnosis.advice:
+            say(f"{'':{width}}    {diagnosis.advice}")
 
 
 @command(app, "heads")

@@ -287,8 +287,9 @@ def print_backbones(console: Console, classes: Mapping[str, type[Backbone]]) -> 
     for name, cls in classes.items():
         outputs = ", ".join(o or kind for o, kind in cls.outputs.items())
         shown = f"{name}MODEL" if name.endswith(":") else name
-        size, cost = _size(cls.parameters), _size(cls.gigaflops)
-        table.add_row(shown, outputs, cls.summary, cls.licence, size, cost, states[name])
+        card = cls.card
+        size, cost = _size(card.parameters), _size(card.gigaflops)
+        table.add_row(shown, outputs, card.summary, card.licence, size, cost, states[name])
     console.print(table)
     console.print("GFLOP: 1e9 operations for ten seconds of audio, or for a text of 77 tokens")
     console.print("bsdkit doctor says what to do about what is not ready")

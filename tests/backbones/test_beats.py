@@ -198,7 +198,7 @@ def test_published_size_has_the_published_tensors() -> None:
     assert found == {name: fact["shape"] for name, fact in keys["tensors"].items()}
     n_parameters = sum(parameter.numel() for parameter in network.parameters())
     assert n_parameters == keys["n_params"]
-    assert Beats.parameters == round(n_parameters / 1e6, 1)
+    assert Beats.card.parameters == round(n_parameters / 1e6, 1)
 
 
 def test_another_file_is_refused(tmp_path: Path, tiny: Beats) -> None:
@@ -222,4 +222,4 @@ def test_another_file_is_refused(tmp_path: Path, tiny: Beats) -> None:
     )
     refused({**good, "model": {**model, "mask_emb": torch.zeros(32)}}, "tensor mask_emb has no")
     refused({**good, "model": {}}, "tensor patch_embedding.weight is missing")
-    assert "1drv.ms" in get_backbone("beats").missing() or Beats.weight_file.path.is_file()
+    assert "1drv.ms" in get_backbone("beats").missing() or Beats.card.file.path.is_file()

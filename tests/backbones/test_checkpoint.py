@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsdkit.backbones.checkpoint import WeightFile, fetch, read_state
+from bsdkit.backbones.weights import WeightFile, fetch, read_state
 from bsdkit.errors import BackboneUnavailable
 
 CONTENT = bytes(range(256)) * 5000

@@ -12,7 +12,6 @@ import pytest
 from bsdkit.audio import cut_windows
 from bsdkit.backbones import laion
 from bsdkit.backbones.base import Backbone, BackboneOptions
-from bsdkit.backbones.checkpoint import WeightFile
 from bsdkit.backbones.clap import (
     MODEL_SAMPLES,
     Architecture,
@@ -27,6 +26,7 @@ from bsdkit.backbones.clap import (
 )
 from bsdkit.backbones.frontends import mel_triangles
 from bsdkit.backbones.registry import get_backbone
+from bsdkit.backbones.weights import WeightFile
 from bsdkit.errors import BackboneUnavailable
 from bsdkit.text import get_template
 from tests.conftest import shared
@@ -183,7 +183,7 @@ def test_class_facts_are_those_of_the_published_network(cls: type[Clap]) -> None
     with torch.device("meta"):
         network = published_network(cls.architecture)
     n_parameters = sum(p.numel() for p in network.parameters())
-    assert cls.parameters == round(n_parameters / 1e6, 1)
+    assert cls.card.parameters == round(n_parameters / 1e6, 1)
 
 
 # -- the reference's tiny model with fusion
@@ -517,7 +517,7 @@ def test_without_a_tokenizer_it_is_fetched_or_asked_for(
     def no_network(file: WeightFile, part: Path, progress: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("bsdkit.backbones.checkpoint._download", no_network)
+    monkeypatch.setattr("bsdkit.backbones.weights._download", no_network)
     with pytest.raises(BackboneUnavailable, match=r"vocab.json and put it at .*roberta-base"):
         backbone.load("cpu")
     write_tokenizer(tmp_path / "elsewhere", 50_265)
@@ -525,7 +525,7 @@ def test_without_a_tokenizer_it_is_fetched_or_asked_for(
     def network(file: WeightFile, part: Path, progress: object) -> None:
         part.write_bytes((tmp_path / "elsewhere" / file.url.rpartition("/")[2]).read_bytes())
 
-    monkeypatch.setattr("bsdkit.backbones.checkpoint._download", network)
+    monkeypatch.setattr("bsdkit.backbones.weights._download", network)
     backbone.load("cpu")
     kept = {p.name for p in (tmp_path / "kept/roberta-base").iterdir()}
     assert {"vocab.json", "merges.txt"} <= kept

@@ -136,7 +136,7 @@ def test_published_networks_have_the_keys_of_the_files() -> None:
         with torch.device("meta"):
             assert sizes_of(published_network(width).state_dict()) == published_sizes(width)
     n_parameters = sum(parameter.numel() for parameter in wide.parameters()) / 1e6
-    assert n_parameters == pytest.approx(EfficientatMn10.parameters, abs=0.005)
+    assert n_parameters == pytest.approx(EfficientatMn10.card.parameters, abs=0.005)
     assert EfficientatMn10().width == 1
 
 

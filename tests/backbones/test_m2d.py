@@ -196,7 +196,7 @@ def test_published_size_has_the_published_tensors() -> None:
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     assert found == {name: fact["shape"] for name, fact in keys["tensors"].items()}
     n_numbers = sum(tensor.numel() for tensor in state.values())
-    assert n_numbers == keys["n_params"] and M2d.parameters == round(n_numbers / 1e6, 1)
+    assert n_numbers == keys["n_params"] and M2d.card.parameters == round(n_numbers / 1e6, 1)
 
 
 def load(state: object, folder: Path) -> Backbone:
@@ -244,4 +244,4 @@ def test_weights_are_never_fetched_for_the_user(
     reason = get_backbone(name).missing()
     assert "github.com/nttcslab/m2d/releases" in reason and str(tmp_path) in reason
     assert "NTT's licence: non-commercial evaluation only" in reason
-    assert "non-commercial" in get_backbone(name).licence
+    assert "non-commercial" in get_backbone(name).card.licence

@@ -107,8 +107,8 @@ def test_published_network_has_the_keys_of_the_file() -> None:
         name: tensor["shape"] for name, tensor in facts["tensors"].items()
     }
     assert sizes_of(state) == Sizes() and Sizes().stride == 10
-    assert Passt.weight_file.url == facts["url"]
-    assert Passt.parameters == pytest.approx(facts["n_params"] / 1e6, abs=0.005)
+    assert Passt.card.file.url == facts["url"]
+    assert Passt.card.parameters == pytest.approx(facts["n_params"] / 1e6, abs=0.005)
 
 
 def test_wrong_weights_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from bsdkit.backbones.base import Backbone, BackboneOptions
-from bsdkit.backbones.qwen import WINDOW_SAMPLES, _Qwen, log_mel, published_network
+from bsdkit.backbones.qwen import published_network
+from bsdkit.backbones.qwen_base import WINDOW_SAMPLES, QwenBackbone, log_mel
 from bsdkit.backbones.registry import get_backbone
 from bsdkit.errors import BackboneUnavailable
 from bsdkit.text import get_template
@@ -99,9 +100,9 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def tiny(name: str, options: BackboneOptions = OPTIONS) -> _Qwen:
+def tiny(name: str, options: BackboneOptions = OPTIONS) -> QwenBackbone:
     backbone = get_backbone(name, options)
-    assert isinstance(backbone, _Qwen)
+    assert isinstance(backbone, QwenBackbone)
     backbone.attach(MODELS[name]().model, bytes_tokenizer, "cpu")
     return backbone
 
@@ -119,7 +120,7 @@ def tiny_qwen3_omni(folder: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def backbone(request: pytest.FixtureRequest) -> _Qwen:
+def backbone(request: pytest.FixtureRequest) -> QwenBackbone:
     return tiny(request.param)
 
 
@@ -137,7 +138,7 @@ def clips() -> tuple[np.ndarray, np.ndarray]:
     return audio, valid
 
 
-def embed(backbone: _Qwen, rows: list[int], length: int = WINDOW_SAMPLES) -> dict[str, Any]:
+def embed(backbone: QwenBackbone, rows: list[int], length: int = WINDOW_SAMPLES) -> dict[str, Any]:
     audio, valid = clips()
     part, real = audio[rows][:, :length], valid[rows]
     texts = [TEXTS[row % len(TEXTS)] for row in rows]
@@ -161,7 +162,7 @@ def test_log_mel_is_the_extractors() -> None:
 
 
 @pytest.mark.parametrize("row", [0, 1, 2, 5])
-def test_all_outputs_are_those_of_transformers(backbone: _Qwen, row: int) -> None:
+def test_all_outputs_are_those_of_transformers(backbone: QwenBackbone, row: int) -> None:
     """The model's own forward pass, fed by the extractor with audio tokens in the prompt."""
     model = MODELS[backbone.name]().model.eval()
     audio, valid = clips()
@@ -205,7 +206,7 @@ def test_all_outputs_are_those_of_transformers(backbone: _Qwen, row: int) -> Non
         np.testing.assert_allclose(ours[name][0], expected, atol=1e-4)
 
 
-def test_alone_and_in_any_batch(backbone: _Qwen) -> None:
+def test_alone_and_in_any_batch(backbone: QwenBackbone) -> None:
     everything = list(range(len(SECONDS)))
     together = embed(backbone, everything)
     turned = embed(backbone, everything[::-1])
@@ -218,14 +219,14 @@ def test_alone_and_in_any_batch(backbone: _Qwen) -> None:
             np.testing.assert_allclose(alone[0], together[output][row], atol=1e-4)
 
 
-def test_padding_does_not_count(backbone: _Qwen) -> None:
+def test_padding_does_not_count(backbone: QwenBackbone) -> None:
     whole = embed(backbone, [0, 4])
     for length in (WINDOW_SAMPLES // 16, 16_000):
         for output, rows in embed(backbone, [0, 4], length).items():
             np.testing.assert_allclose(rows, whole[output], atol=1e-4)
 
 
-def test_silence_and_one_sample_are_finite(backbone: _Qwen) -> None:
+def test_silence_and_one_sample_are_finite(backbone: QwenBackbone) -> None:
     silent = np.zeros((2, 20_000), np.float32)
     valid = np.array([1, 20_000])
     for rows in backbone.embed(silent, valid).values():
@@ -233,7 +234,7 @@ def test_silence_and_one_sample_are_finite(backbone: _Qwen) -> None:
     assert np.isfinite(backbone.embed_prompts(silent, valid, ["", "x"])["prompt"]).all()
 
 
-def test_the_prompt_hears_and_reads(backbone: _Qwen) -> None:
+def test_the_prompt_hears_and_reads(backbone: QwenBackbone) -> None:
     audio, valid = clips()
     same_text = backbone.embed_prompts(audio[[0, 2]], valid[[0, 2]], ["a dog", "a dog"])["prompt"]
     same_clip = backbone.embed_prompts(audio[[0, 0]], valid[[0, 0]], ["a dog", "a cat"])["prompt"]
@@ -244,7 +245,7 @@ def test_the_prompt_hears_and_reads(backbone: _Qwen) -> None:
     np.testing.assert_allclose(long[0], long[1], atol=1e-5)
 
 
-def test_spec(backbone: _Qwen) -> None:
+def test_spec(backbone: QwenBackbone) -> None:
     encoder, prompt = backbone.spec("encoder"), backbone.spec("prompt")
     assert (encoder.dim, backbone.spec("projector").dim, prompt.dim) == (16, 24, 24)
     assert prompt.kind == "prompt" and prompt.text_template == OPTIONS.text_template
@@ -274,7 +275,7 @@ def test_facts_of_the_published_tower(name: str) -> None:
     with torch.device("meta"):
         network = published_network(name)
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    assert get_backbone(name).parameters == pytest.approx(millions, abs=0.1)
+    assert get_backbone(name).card.parameters == pytest.approx(millions, abs=0.1)
 
 
 def save_as_published(name: str, folder: Path) -> Any:
@@ -321,7 +322,7 @@ def test_the_tower_is_read_alone_and_the_model_when_asked(name: str, tmp_path: P
     save_tokenizer(tmp_path)
     options = BackboneOptions(weights=tmp_path)
     whole = get_backbone(name, options)
-    assert isinstance(whole, _Qwen)
+    assert isinstance(whole, QwenBackbone)
     before = {output: whole.spec(output) for output in whole.outputs}  # not loaded yet
     whole.wanted = frozenset({"encoder", "prompt"})
     whole.load("cpu")
@@ -329,14 +330,14 @@ def test_the_tower_is_read_alone_and_the_model_when_asked(name: str, tmp_path: P
     audio, valid = clips()
     loaded = whole.embed_prompts(audio[:1], valid[:1], ["x"])["prompt"]
     attached = get_backbone(name, options)
-    assert isinstance(attached, _Qwen)
+    assert isinstance(attached, QwenBackbone)
     attached.attach(model.model, whole._tokenizer, "cpu")
     expected = attached.embed_prompts(audio[:1], valid[:1], ["x"])["prompt"]
     np.testing.assert_allclose(loaded, expected, atol=1e-5)
 
     (tmp_path / "rest.safetensors").unlink()
     tower = get_backbone(name, options)
-    assert isinstance(tower, _Qwen) and not tower.missing() and not tower.needs_load_for_spec
+    assert isinstance(tower, QwenBackbone) and not tower.missing() and not tower.needs_load_for_spec
     tower.load("cpu")
     assert tower.spec("encoder") == before["encoder"]
     for output, rows in attached.embed(audio[:2], valid[:2]).items():

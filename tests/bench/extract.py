@@ -328,7 +328,7 @@ def reason_to_skip(name: str, setting: Setting) -> str:
         return ""
     if name.endswith(":"):
         return f"it stands for many: name one, e.g. --backbones {name}MODEL"
-    if cls.fetches:
+    if cls.card.fetches:
         return f"its weights are not given: --weights {name}=FOLDER"
     return ""
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from bsdkit.backbones.cards import resource_of
 from bsdkit.backbones.registry import backbone_classes
+from bsdkit.backbones.uses import resource_of
 from bsdkit.challenge import (
     Affiliation,
     Author,

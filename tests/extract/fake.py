@@ -17,6 +17,7 @@ from bsdkit.backbones.base import (
     IntArray,
     Kind,
 )
+from bsdkit.backbones.cards import ModelCard
 
 RATE, WINDOW = 8000, 4000
 
@@ -29,7 +30,7 @@ class FakeBackbone(Backbone):
         "audio": "audio", "level": "audio", "text": "text", "prompt": "prompt",
     }  # fmt: skip
     extra_outputs = frozenset({"prompt"})
-    licence, summary = "none", "a test's"
+    card = ModelCard(summary="a test's", licence="none")
 
     def __init__(
         self, options: BackboneOptions | None = None, *, version: int = 1, rate: int = RATE,

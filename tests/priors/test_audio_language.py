@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from bsdkit.backbones.base import BackboneOptions
-from bsdkit.backbones.qwen import WINDOW_SAMPLES, _Qwen
+from bsdkit.backbones.qwen_base import WINDOW_SAMPLES, QwenBackbone
 from bsdkit.backbones.registry import get_backbone, get_outputs
 from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.errors import BackboneUnavailable, PriorError, UnknownBackbone
@@ -50,7 +50,7 @@ NAMES = list(MODELS)
 def scorer_of(name: str, taxonomy: Taxonomy = TAXONOMY) -> AudioLanguageScorer:
     scorer = AudioLanguageScorer(name, OPTIONS, taxonomy)
     model = MODELS[name]()
-    assert isinstance(scorer.backbone, _Qwen)
+    assert isinstance(scorer.backbone, QwenBackbone)
     scorer.backbone.attach(model.model, bytes_tokenizer, "cpu", model.lm_head)
     return scorer
 
@@ -58,7 +58,7 @@ def scorer_of(name: str, taxonomy: Taxonomy = TAXONOMY) -> AudioLanguageScorer:
 def expected(name: str, row: int, taxonomy: Taxonomy = TAXONOMY) -> list[float]:
     """The model's own forward pass on prompt, clip and answer in one sequence."""
     backbone = scorer_of(name, taxonomy).backbone
-    assert isinstance(backbone, _Qwen)
+    assert isinstance(backbone, QwenBackbone)
     model = MODELS[name]().eval()
     audio, valid = clips()
     extractor = transformers.WhisperFeatureExtractor(feature_size=128)
@@ -145,16 +145,16 @@ def test_half_precision_stays_close(name: str) -> None:
 def test_memory_that_runs_out_leaves_no_half_question(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer, run = scorer_of(name), _Qwen._run
+    scorer, run = scorer_of(name), QwenBackbone._run
     failures = [torch.OutOfMemoryError("out of memory")]
 
-    def failing(self: _Qwen, *arguments: Any) -> Any:
+    def failing(self: QwenBackbone, *arguments: Any) -> Any:
         states = run(self, *arguments)
         if failures:
             raise failures.pop()
         return states
 
-    monkeypatch.setattr(_Qwen, "_run", failing)
+    monkeypatch.setattr(QwenBackbone, "_run", failing)
     with pytest.raises(torch.OutOfMemoryError):
         score(scorer, [0, 5])
     again = score(scorer, [0, 5])
@@ -178,7 +178,7 @@ def test_other_outputs_are_as_without_a_question(name: str) -> None:
     audio, valid = clips()
     model = MODELS[name]()
     plain, asked = get_backbone(name, OPTIONS), get_backbone(name, with_question(OPTIONS, TAXONOMY))
-    assert isinstance(plain, _Qwen) and isinstance(asked, _Qwen)
+    assert isinstance(plain, QwenBackbone) and isinstance(asked, QwenBackbone)
     plain.attach(model.model, bytes_tokenizer, "cpu")
     asked.attach(model.model, bytes_tokenizer, "cpu", model.lm_head)
     assert set(asked.outputs) - set(plain.outputs) == {"prior"}
@@ -202,14 +202,14 @@ def test_a_checkpoint_is_read_with_its_language_head(name: str, tmp_path: Path) 
     options = with_question(BackboneOptions(weights=tmp_path), TAXONOMY)
     options = pickle.loads(pickle.dumps(options))  # as a worker of Ray receives it
     ((backbone, outputs),) = get_outputs([f"{name}.prior"], options)
-    assert isinstance(backbone, _Qwen) and outputs == ["prior"]
+    assert isinstance(backbone, QwenBackbone) and outputs == ["prior"]
     specs = {output: backbone.spec(output) for output in backbone.outputs}
     backbone.load("cpu")
     assert {output: backbone.spec(output) for output in backbone.outputs} == specs
     audio, valid = clips()
     found = backbone.embed_prompts(audio[:2], valid[:2], TEXTS[:2])
     attached = scorer_of(name)
-    assert isinstance(attached.backbone, _Qwen)
+    assert isinstance(attached.backbone, QwenBackbone)
     attached.backbone.attach(model.model, backbone._tokenizer, "cpu", model.lm_head)
     assert set(found) == {"prior"}
     np.testing.assert_allclose(found["prior"], score(attached, [0, 1]), atol=1e-4, rtol=1e-5)
@@ -228,7 +228,7 @@ def test_who_cannot_answer_says_so() -> None:
     with pytest.raises(PriorError, match="minilm has no language head .* known: qwen2-audio"):
         AudioLanguageScorer("minilm", OPTIONS, TAXONOMY)
     backbone = AudioLanguageScorer("qwen2.5-omni", OPTIONS, TAXONOMY).backbone
-    assert isinstance(backbone, _Qwen)
+    assert isinstance(backbone, QwenBackbone)
 
     def cut(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         split = text == "<|im_end|>"  # as a tokenizer that does not know it
