@@ -19,9 +19,10 @@ import numpy as np
 from bsdkit.backbones.base import Backbone, BackboneOptions, IntArray
 from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneUnavailable, BsdkitError, DeviceError, StaleStore, StoreError
-from bsdkit.extract.pipeline import ExtractionSettings, Observer, WriteShard, run_jobs
+from bsdkit.extract.pipeline import ExtractionSettings, WriteShard, run_jobs
 from bsdkit.extract.plan import Job
 from bsdkit.extract.report import Stages
+from bsdkit.progress import Progress
 from bsdkit.store.feature import FeatureRows
 from bsdkit.store.kinds import first_difference
 
@@ -75,7 +76,7 @@ class RayEngine:
         jobs: Sequence[Job],
         clips: Clips,
         settings: ExtractionSettings,
-        observer: Observer,
+        progress: Progress,
         stages: Stages,
         write: WriteShard,
     ) -> None:
@@ -99,7 +100,7 @@ class RayEngine:
                 include_dashboard=None if self.address else False,
             )
         try:
-            self._run(ray, tasks, jobs, clips, settings, observer, stages, write)
+            self._run(ray, tasks, jobs, clips, settings, progress, stages, write)
         finally:
             if not was_running:
                 ray.shutdown()
@@ -111,7 +112,7 @@ class RayEngine:
         jobs: Sequence[Job],
         clips: Clips,
         settings: ExtractionSettings,
-        observer: Observer,
+        progress: Progress,
         stages: Stages,
         write: WriteShard,
     ) -> None:
@@ -182,7 +183,7 @@ class RayEngine:
                 raise
             for (index, number), (rows, silent) in zip(task.shards, found, strict=True):
                 write(jobs[index], number, rows, silent)
-                observer.advance(jobs[index].label, len(task.positions))
+                progress.advance(jobs[index].label, len(task.positions))
             _add(stages, theirs)
             start(worker)
 
@@ -258,5 +259,5 @@ class _Worker:
             results[places[id(job)]] = (rows, silent)
 
         stages = Stages()
-        run_jobs(jobs, self._clips, self._settings, Observer(), stages, keep)
+        run_jobs(jobs, self._clips, self._settings, Progress(), stages, keep)
         return [results[place] for place in range(len(jobs))], stages

@@ -15,7 +15,8 @@ from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore
 from bsdkit.extract.pipeline import ExtractionSettings, extract
-from bsdkit.extract.run import bars, described_template, summary_lines
+from bsdkit.extract.report import summary_lines
+from bsdkit.extract.run import described_template
 from bsdkit.priors.ask import slug
 from bsdkit.priors.derived import make_prior
 from bsdkit.priors.engines.audio_language import OUTPUT, with_question
@@ -56,7 +57,7 @@ def extract_for_run(
                 opened,
                 template,
                 ExtractionSettings(device=device),
-                observer=bars(progress),
+                progress=progress,
             )
             for line in summary_lines(reports):
                 progress.line(line)
