@@ -44,7 +44,8 @@ class Progress:
         self.stage(name, done, done + todo)
 
     def advance(self, name: str, n: int) -> None:
-        """Tells that n more are done of a stage that was begun."""
-        done, total = self._steps[name]
-        self._steps[name] = done + n, total
-        self.stage(name, done + n, total)
+        """Tells that n more are done of a stage; one that nobody began is not shown."""
+        if name in self._steps:
+            done, total = self._steps[name]
+            self._steps[name] = done + n, total
+            self.stage(name, done + n, total)

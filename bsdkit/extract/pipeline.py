@@ -86,7 +86,7 @@ class ExtractionSettings:
 WriteShard = Callable[[Job, int, dict[str, FeatureRows], list[str]], None]
 """Called with a job, a shard's number, its rows by output and the ids of its silent clips."""
 
-Engine = Callable[[Sequence[Job], Clips, ExtractionSettings, Progress, Stages, WriteShard], None]
+Engine = Callable[[Sequence[Job], ExtractionSettings, Progress, Stages, WriteShard], None]
 """Embeds the shards that jobs have to do; `run_jobs` does it in this process."""
 
 
@@ -168,7 +168,7 @@ def extract(
             job.done[number] = rows
             stages.write += time.perf_counter() - clock
 
-        (engine or run_jobs)(jobs, clips, settings, progress, stages, write)
+        (engine or run_jobs)(jobs, settings, progress, stages, write)
         clock = time.perf_counter()
         for job in jobs:
             for output in job.folders:
@@ -232,7 +232,6 @@ def _provenance(device: str) -> dict[str, object]:
 
 def run_jobs(
     jobs: Sequence[Job],
-    clips: Clips,
     settings: ExtractionSettings,
     progress: Progress,
     stages: Stages,
@@ -245,11 +244,11 @@ def run_jobs(
     model, writer = Lane("model", _MODEL_DEPTH), Lane("write", _WRITE_DEPTH)
     is_done = False
     try:
-        runs = [_Run(job, clips, settings, progress, stages, model, writer, write) for job in jobs]
+        runs = [_Run(job, settings, progress, stages, model, writer, write) for job in jobs]
         for run in runs:
             if run.job.spec.kind == "text":
                 run.all_texts()
-        _pass_over_audio([r for r in runs if r.job.spec.kind != "text"], clips, settings, stages)
+        _pass_over_audio([r for r in runs if r.job.spec.kind != "text"], settings, stages)
         model.drain()
         writer.drain()
         is_done = True
@@ -259,9 +258,7 @@ def run_jobs(
         stages.model += model.busy_seconds
 
 
-def _pass_over_audio(
-    runs: Sequence[_Run], clips: Clips, settings: ExtractionSettings, stages: Stages
-) -> None:
+def _pass_over_audio(runs: Sequence[_Run], settings: ExtractionSettings, stages: Stages) -> None:
     """Decodes every clip that some run needs once, and gives it to all that do."""
     if not runs:
         return
@@ -275,7 +272,7 @@ def _pass_over_audio(
             position,
             runs[0].job.sources.audio[position],
             tuple(dict.fromkeys(run.job.rate for run in takers[position])),
-            float(clips.duration[position]),
+            float(runs[0].job.sources.seconds[position]),
         )
         for position in sorted(takers)
     )
@@ -307,7 +304,6 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        clips: Clips,
         settings: ExtractionSettings,
         progress: Progress,
         stages: Stages,
@@ -316,7 +312,6 @@ class _Run:
         write: WriteShard,
     ) -> None:
         self.job = job
-        self._clips = clips
         self._settings = settings
         self._progress = progress
         self._stages = stages
@@ -330,7 +325,6 @@ class _Run:
         for number, shard in self.job.todo():
             builder = ShardBuilder(
                 self.job,
-                self._clips,
                 shard,
                 self._settings.seconds_a_batch,
                 limits=self._limits,
@@ -382,7 +376,7 @@ class _Run:
 
     def _run_texts(self, number: int, shard: IntArray) -> None:
         clock = time.perf_counter()
-        rows = embed_texts(self.job, self._clips, shard)
+        rows = embed_texts(self.job, shard)
         self._count(time.perf_counter() - clock)
         self._progress.advance(self.job.label, len(shard))
         self._writer.submit(partial(self._write, self.job, number, rows, []))

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, IntArray
-from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneUnavailable, BsdkitError, DeviceError, StaleStore, StoreError
 from bsdkit.extract.pipeline import ExtractionSettings, WriteShard, run_jobs
 from bsdkit.extract.plan import Job
@@ -74,7 +73,6 @@ class RayEngine:
     def __call__(
         self,
         jobs: Sequence[Job],
-        clips: Clips,
         settings: ExtractionSettings,
         progress: Progress,
         stages: Stages,
@@ -100,7 +98,7 @@ class RayEngine:
                 include_dashboard=None if self.address else False,
             )
         try:
-            self._run(ray, tasks, jobs, clips, settings, progress, stages, write)
+            self._run(ray, tasks, jobs, settings, progress, stages, write)
         finally:
             if not was_running:
                 ray.shutdown()
@@ -110,7 +108,6 @@ class RayEngine:
         ray: Any,
         tasks: list[_Task],
         jobs: Sequence[Job],
-        clips: Clips,
         settings: ExtractionSettings,
         progress: Progress,
         stages: Stages,
@@ -136,7 +133,6 @@ class RayEngine:
                     for job in jobs
                 ],
                 recipes,
-                clips,
                 replace(
                     settings, device="cuda" if is_gpu else settings.device, n_decoders=n_decoders
                 ),
@@ -169,7 +165,7 @@ class RayEngine:
                 found, theirs = ray.get(reference)
             except ray.exceptions.RayActorError as error:
                 if n_try == _TRIES:
-                    example = clips.ids[task.positions[0]]
+                    example = jobs[0].sources.ids[task.positions[0]]
                     raise StoreError(
                         f"{_TRIES} workers died over the shard of clip {example}: "
                         f"{str(error).splitlines()[0]}; run it without --engine ray to see why"
@@ -220,7 +216,7 @@ class _Worker:
         import ray
         import torch
 
-        self._jobs, recipes, self._clips, self._settings, n_threads = ray.get(shared[0])
+        self._jobs, recipes, self._settings, n_threads = ray.get(shared[0])
         # as many threads as the process that asked: another number sums in another order
         torch.set_num_threads(n_threads)
         made: dict[_Recipe, Backbone] = {}
@@ -259,5 +255,5 @@ class _Worker:
             results[places[id(job)]] = (rows, silent)
 
         stages = Stages()
-        run_jobs(jobs, self._clips, self._settings, Progress(), stages, keep)
+        run_jobs(jobs, self._settings, Progress(), stages, keep)
         return [results[place] for place in range(len(jobs))], stages
