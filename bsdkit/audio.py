@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,9 @@ from bsdkit.location import as_location, is_remote
 
 __all__ = [
     "Padding",
+    "Waveform",
     "WindowCutter",
-    "cut_windows",
+    "audio_seconds",
     "n_windows",
     "read_audio",
     "read_audio_at",
@@ -40,6 +42,47 @@ its ends. A clip longer than a window has its last window completed by silence i
 
 BLOCK_SECONDS = 30
 """What is decoded at a time of a file that is streamed."""
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Sound that is decoded already, for whatever takes a sound file.
+
+    Attributes:
+        samples: [n_samples] or [n_samples, n_channels], in [-1, 1].
+        sample_rate: their rate in Hz.
+    """
+
+    samples: npt.NDArray[np.floating[Any]]
+    sample_rate: int
+
+    def __str__(self) -> str:
+        return f"the array of shape {self.samples.shape}"
+
+    @property
+    def channels(self) -> FloatArray:
+        """[n_samples, n_channels]."""
+        samples = np.asarray(self.samples, np.float32)
+        return samples[:, None] if samples.ndim == 1 else samples
+
+
+Source = Path | str | Waveform
+"""Sound as a file, a URL or samples."""
+
+
+def audio_seconds(source: Path | io.BytesIO | Waveform) -> float:
+    """The seconds of a sound, by its header; NaN where it cannot be decoded."""
+    if isinstance(source, Waveform):
+        return len(source.samples) / source.sample_rate
+    import soundfile
+
+    try:
+        if isinstance(source, Path) and is_remote(source):
+            source = io.BytesIO(source.read_bytes())
+        info = soundfile.info(source)
+        return float(info.frames / info.samplerate)
+    except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
+        return math.nan
 
 
 def _open(path: Path) -> Any:
@@ -63,7 +106,7 @@ def _undecodable(path: Path, error: Exception) -> AudioError:
     return AudioError(f"{path} cannot be decoded ({size}): {reason}")
 
 
-def _mono(samples: FloatArray, path: Path) -> FloatArray:
+def _mono(samples: FloatArray, source: Path | Waveform) -> FloatArray:
     """The mean of the channels [n, channels], clipped.
 
     It is clipped before resampling, which overflows on absurd levels, and again after,
@@ -75,7 +118,7 @@ def _mono(samples: FloatArray, path: Path) -> FloatArray:
     if samples.shape[1] > 1:
         mono /= np.float32(samples.shape[1])
     if not np.isfinite(mono).all():
-        raise AudioError(f"{path} holds samples that are not finite (NaN or infinity)")
+        raise AudioError(f"{source} holds samples that are not finite (NaN or infinity)")
     return np.clip(mono, -1.0, 1.0, out=mono)
 
 
@@ -97,19 +140,16 @@ def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
     return read_audio_at(path, [sample_rate])[sample_rate]
 
 
-def read_audio_at(path: Path | str, sample_rates: Sequence[int]) -> dict[int, FloatArray]:
+def read_audio_at(source: Source, sample_rates: Sequence[int]) -> dict[int, FloatArray]:
     """The same sound by rate, decoded once; see `read_audio`."""
-    import soundfile
-
-    path = as_location(path)
-    source = _open(path)
-    try:
-        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:  # TypeError: .raw
-        raise _undecodable(path, error) from None
-    if not len(samples):
-        raise EmptyAudio(f"{path} has no samples ({path.stat().st_size} bytes)")
-    mono = _mono(samples, path)
+    if isinstance(source, Waveform):
+        samples, native_rate = source.channels, source.sample_rate
+        if not len(samples):
+            raise EmptyAudio(f"{source} has no samples")
+    else:
+        source = as_location(source)
+        samples, native_rate = _decoded(source)
+    mono = _mono(samples, source)
     sounds = {}
     for rate in dict.fromkeys(sample_rates):
         changed = resample(mono, native_rate, rate)
@@ -117,9 +157,21 @@ def read_audio_at(path: Path | str, sample_rates: Sequence[int]) -> dict[int, Fl
     return sounds
 
 
-def stream_audio_at(
-    path: Path | str, sample_rates: Sequence[int]
-) -> Iterator[dict[int, FloatArray]]:
+def _decoded(path: Path) -> tuple[FloatArray, int]:
+    """Samples [n_samples, n_channels] of a file, and their rate in Hz."""
+    import soundfile
+
+    source = _open(path)
+    try:
+        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:  # TypeError: .raw
+        raise _undecodable(path, error) from None
+    if not len(samples):
+        raise EmptyAudio(f"{path} has no samples ({path.stat().st_size} bytes)")
+    return samples, native_rate
+
+
+def stream_audio_at(source: Source, sample_rates: Sequence[int]) -> Iterator[dict[int, FloatArray]]:
     """A sound by rate in blocks of half a minute: a file of hours in constant memory.
 
     The blocks follow on one another without a seam; resampled as a whole the file gives the
@@ -128,37 +180,64 @@ def stream_audio_at(
     Raises:
         AudioError: see `read_audio`; it may come after some blocks.
     """
+    if isinstance(source, Waveform):
+        yield from _resampled(_sliced(source), source.sample_rate, sample_rates, source)
+        return
     import soundfile
-    import soxr
 
-    path = as_location(path)
-    source = _open(path)
+    path = as_location(source)
+    opened = _open(path)
     try:
-        with soundfile.SoundFile(source) as file:
-            streams = {
-                rate: soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
-                for rate in dict.fromkeys(sample_rates)
-                if rate != file.samplerate
-            }
-            n_block = BLOCK_SECONDS * file.samplerate
-            n_read = 0
-            while True:
-                samples = file.read(n_block, dtype="float32", always_2d=True)
-                n_read += len(samples)
-                is_last = len(samples) < n_block
-                mono = _mono(samples, path) if len(samples) else np.zeros(0, np.float32)
-                block = {}
-                for rate in sample_rates:
-                    stream = streams.get(rate)
-                    changed = stream.resample_chunk(mono, last=is_last) if stream else mono
-                    block[rate] = changed if changed is mono else np.clip(changed, -1.0, 1.0)
-                yield block
-                if is_last:
-                    break
+        with soundfile.SoundFile(opened) as file:
+            yield from _resampled(_blocks(file), file.samplerate, sample_rates, path)
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
         raise _undecodable(path, error) from None
+
+
+def _blocks(file: Any) -> Iterator[FloatArray]:
+    """What an open file holds, block by block; the last block is short, maybe empty."""
+    n_block = BLOCK_SECONDS * file.samplerate
+    is_last = False
+    while not is_last:
+        samples = file.read(n_block, dtype="float32", always_2d=True)
+        is_last = len(samples) < n_block
+        yield samples
+
+
+def _sliced(source: Waveform) -> Iterator[FloatArray]:
+    """The same blocks of a waveform."""
+    samples, n_block = source.channels, BLOCK_SECONDS * source.sample_rate
+    for start in range(0, len(samples) + 1, n_block):
+        yield samples[start : start + n_block]
+
+
+def _resampled(
+    blocks: Iterator[FloatArray],
+    native_rate: int,
+    sample_rates: Sequence[int],
+    source: Path | Waveform,
+) -> Iterator[dict[int, FloatArray]]:
+    """Blocks [n, channels], all but the last of BLOCK_SECONDS, as mono samples by rate."""
+    import soxr
+
+    streams = {
+        rate: soxr.ResampleStream(native_rate, rate, 1, dtype="float32", quality="HQ")
+        for rate in dict.fromkeys(sample_rates)
+        if rate != native_rate
+    }
+    n_read = 0
+    for samples in blocks:
+        n_read += len(samples)
+        is_last = len(samples) < BLOCK_SECONDS * native_rate
+        mono = _mono(samples, source) if len(samples) else np.zeros(0, np.float32)
+        block = {}
+        for rate in sample_rates:
+            stream = streams.get(rate)
+            changed = stream.resample_chunk(mono, last=is_last) if stream else mono
+            block[rate] = changed if changed is mono else np.clip(changed, -1.0, 1.0)
+        yield block
     if not n_read:
-        raise EmptyAudio(f"{path} has no samples")
+        raise EmptyAudio(f"{source} has no samples")
 
 
 def resample(samples: FloatArray, native_rate: int, sample_rate: int) -> FloatArray:
@@ -240,22 +319,3 @@ class WindowCutter:
             elif self.padding == "reflect":
                 last = np.pad(self._rest, (0, length - n), mode="reflect" if n > 1 else "edge")
         yield last, n
-
-
-def cut_windows(
-    samples: FloatArray, window: int, hop: int, padding: Padding = "zeros"
-) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-    """Windows [n_windows, window] of a clip and the number of real samples [n_windows] in each.
-
-    Args:
-        samples: mono samples [n_samples].
-        window: samples in a window.
-        hop: samples between the starts of two windows.
-        padding: see `Padding`.
-    """
-    cutter = WindowCutter(window, hop, padding)
-    pieces = [
-        (piece.copy(), n) for cut in (cutter.push(samples), cutter.finish()) for piece, n in cut
-    ]
-    valid = np.array([n for _, n in pieces], np.int64)
-    return np.stack([piece for piece, _ in pieces]), valid

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.audio import audio_seconds
 from bsdkit.csvfile import read_csv_rows, whole_number
 from bsdkit.errors import DatasetError, UnknownClass
 from bsdkit.location import as_location, is_remote
@@ -360,13 +361,7 @@ def _inspect(path: Path | None) -> tuple[str, float]:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return "", float("nan")
-    import soundfile
-
-    try:
-        info = soundfile.info(source)
-        return digest, info.frames / info.samplerate
-    except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
-        return digest, float("nan")
+    return digest, audio_seconds(source)
 
 
 def inspect_audio(

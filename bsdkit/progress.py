@@ -6,7 +6,7 @@ import logging
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Bar", "Progress"]
+__all__ = ["Progress"]
 
 _LOG = logging.getLogger("bsdkit")
 
@@ -16,6 +16,9 @@ class Progress:
 
     Used as a context while work is under way.
     """
+
+    def __init__(self) -> None:
+        self._steps: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -35,30 +38,14 @@ class Progress:
     def stage(self, name: str, done: int, total: int) -> None:
         """Takes how far a stage is; a new name starts a new stage."""
 
-    def bar(self, name: str) -> Bar:
-        """A stage that is moved on step by step."""
-        return Bar(self, name)
+    def start(self, name: str, todo: int, done: int) -> None:
+        """Begins a stage that is moved on step by step, with what is to be done and what is."""
+        self._steps[name] = done, done + todo
+        self.stage(name, done, done + todo)
 
-
-class Bar:
-    """One stage of a Progress.
-
-    Args:
-        progress: who is told.
-        name: its label.
-    """
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self._progress = progress
-        self._name = name
-        self._done = self._total = 0
-
-    def start(self, todo: int, done: int) -> None:
-        """Tells what is to be done and what is done already."""
-        self._done, self._total = done, done + todo
-        self._progress.stage(self._name, self._done, self._total)
-
-    def advance(self, n: int) -> None:
-        """Tells that n more are done."""
-        self._done += n
-        self._progress.stage(self._name, self._done, self._total)
+    def advance(self, name: str, n: int) -> None:
+        """Tells that n more are done of a stage; one that nobody began is not shown."""
+        if name in self._steps:
+            done, total = self._steps[name]
+            self._steps[name] = done + n, total
+            self.stage(name, done + n, total)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.cards import HUB, Resource
 from bsdkit.backbones.registry import backbone_classes
+from bsdkit.store.kinds import IMPORTED_EMBEDDING, LANGUAGE_MODEL_PRIOR, kind_of
 from bsdkit.text import template_name
 
 __all__ = ["BackboneUse", "backbone_uses", "resource_of"]
@@ -77,8 +78,7 @@ def backbone_uses(specs: Mapping[str, Mapping[str, object]]) -> tuple[BackboneUs
     """
     uses: dict[tuple[str, str], BackboneUse] = {}
     for feature, spec in specs.items():
-        encoder = spec.get("encoder")  # of a prior: the model that it comes from
-        use = _use_of(feature, encoder if isinstance(encoder, Mapping) else spec)
+        use = _use_of(feature, kind_of(spec).source(spec) or spec)
         for one in (use, *_writer(feature, spec)):
             key = one.name, one.weights
             uses[key] = _joined(uses[key], one) if key in uses else one
@@ -112,10 +112,10 @@ def _use_of(feature: str, spec: Mapping[str, object]) -> BackboneUse:
     kind, origin = str(spec.get("kind", "")), str(spec.get("origin", ""))
     cls = _class_of(name)
     stem, _, output = feature.partition(".")
-    if name == "imported" and (guessed := _class_of(stem)) is not None:
+    if kind_of(spec) is IMPORTED_EMBEDDING and (guessed := _class_of(stem)) is not None:
         name, cls, weights = stem, guessed, guessed.card.weights
         kind = str(cls.outputs.get(output, ""))
-    if name == "llm":
+    if kind_of(spec) is LANGUAGE_MODEL_PRIOR:
         return BackboneUse(
             name=weights,
             weights=str(spec.get("revision", "")),

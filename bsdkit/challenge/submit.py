@@ -34,7 +34,7 @@ from bsdkit.errors import DatasetError, RecipeError, nearest
 from bsdkit.heads.registry import head_parameters
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import needed_features, predict_run, with_inputs
-from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
+from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import BST
 
@@ -218,7 +218,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
     """What a meta file says of a run: members, backbones, sizes, development scores."""
     recipe, protocol = run.recipe, run.metrics["protocols"][run.split]
     specs = {f: run.facts["features"][f]["spec"] for f in needed_features(run)}
-    theirs = {f: s for f, s in specs.items() if s.get("backbone") == IMPORTED_PROBABILITIES}
+    theirs = {f: s for f, s in specs.items() if kind_of(s).is_trained_elsewhere}
     members = []
     for name in with_inputs(run, run.counting):
         member = recipe.members[name]

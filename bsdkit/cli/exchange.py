@@ -43,7 +43,7 @@ def import_command(
     """Bring in class probabilities of models trained elsewhere, to be members like any other."""
     from bsdkit.dataset import inspect_audio, read_dataset
     from bsdkit.store.feature import read_info
-    from bsdkit.store.probabilities import import_probabilities
+    from bsdkit.store.imports import import_probabilities
     from bsdkit.store.store import Store
 
     if name and len(files) > 1:

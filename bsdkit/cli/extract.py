@@ -85,8 +85,10 @@ def extract_command(
     from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.extract import ExtractionSettings, WorkSlice
     from bsdkit.extract.ray import RayEngine
+    from bsdkit.extract.report import summary_lines
     from bsdkit.extract.run import extract_dataset
 
+    progress = ConsoleProgress(console(stderr=True))
     reports = extract_dataset(
         data,
         store or default_store(data),
@@ -105,8 +107,10 @@ def extract_command(
             work=WorkSlice.parse(shard) if shard else None,
         ),
         engine=RayEngine(ray_address, ray_workers) if engine == "ray" else None,
-        progress=ConsoleProgress(console(stderr=True)),
+        progress=progress,
     )
+    for line in summary_lines(reports):
+        progress.line(line)
     if any(report.failures for report in reports):
         raise typer.Exit(WORK_FAILED)
 

@@ -39,6 +39,7 @@ class ConsoleProgress(Observed):
     """
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self.console = console
         self._progress = Progress(
             TextColumn("{task.description}"),

@@ -1,14 +1,15 @@
 """The stage that embeds: sound files or texts in, one immutable feature file out."""
 
-from bsdkit.extract.pipeline import ExtractionSettings, Observer, extract
+from bsdkit.extract.embed import embed
+from bsdkit.extract.pipeline import ExtractionSettings, extract
 from bsdkit.extract.plan import WorkSlice
 from bsdkit.extract.report import ExtractionReport, Stages
 
 __all__ = [
     "ExtractionReport",
     "ExtractionSettings",
-    "Observer",
     "Stages",
     "WorkSlice",
+    "embed",
     "extract",
 ]

@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.audio import read_audio_at, stream_audio_at
+from bsdkit.audio import Waveform, read_audio_at, stream_audio_at
 from bsdkit.errors import AudioError, BsdkitError, MissingAudio
 
 __all__ = ["LONG_SECONDS", "Decoder", "Request", "Sound"]
@@ -41,13 +41,13 @@ class Request:
 
     Attributes:
         position: its row in the clips table.
-        path: its file.
+        audio: its file or samples.
         rates: the rates in Hz at which it is wanted.
         seconds: its duration; NaN where unknown.
     """
 
     position: int
-    path: Path | None
+    audio: Path | Waveform | None
     rates: tuple[int, ...]
     seconds: float
 
@@ -77,7 +77,7 @@ class Sound:
         if self.samples is not None:
             yield self.samples
         else:
-            yield from stream_audio_at(self.request.path or "", self.request.rates)
+            yield from stream_audio_at(self.request.audio or "", self.request.rates)
 
 
 class Decoder:
@@ -150,12 +150,12 @@ class Decoder:
             return Sound(request)
         clock = time.perf_counter()
         try:
-            if request.path is None:
+            if request.audio is None:
                 raise MissingAudio("the dataset names no audio file for this clip")
-            if self._use_processes:
-                samples = self._in_process(request.path, request.rates)
+            if self._use_processes and isinstance(request.audio, Path):
+                samples = self._in_process(request.audio, request.rates)
             else:
-                samples = read_audio_at(request.path, request.rates)
+                samples = read_audio_at(request.audio, request.rates)
             return Sound(request, samples)
         except AudioError as error:
             return Sound(request, error=error)

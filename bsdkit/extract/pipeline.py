@@ -12,7 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,12 +25,13 @@ from bsdkit.extract.lane import Lane
 from bsdkit.extract.plan import Job, WorkSlice, make_jobs
 from bsdkit.extract.report import ExtractionReport, Stages
 from bsdkit.extract.shard import Batch, ShardBuilder, embed_texts, pinned_buffer
+from bsdkit.progress import Progress
 from bsdkit.store.feature import OK, FeatureRows
 from bsdkit.store.shards import locked
 from bsdkit.store.store import Store
 from bsdkit.text import TextTemplate
 
-__all__ = ["SHARD_CLIPS", "Engine", "ExtractionSettings", "Observer", "extract", "run_jobs"]
+__all__ = ["SHARD_CLIPS", "Engine", "ExtractionSettings", "extract", "run_jobs"]
 
 SHARD_CLIPS = 128
 """Clips in a shard: what a kill can cost at the most."""
@@ -82,23 +83,10 @@ class ExtractionSettings:
         return Decoder(n, use_processes=use_processes)
 
 
-@dataclass
-class Observer:
-    """Who is told how an extraction goes on.
-
-    Attributes:
-        start: called with a job's label, its clips to embed and those done already.
-        advance: called with a job's label and a number of clips more.
-    """
-
-    start: Callable[[str, int, int], None] = field(default=lambda label, todo, done: None)
-    advance: Callable[[str, int], None] = field(default=lambda label, n: None)
-
-
 WriteShard = Callable[[Job, int, dict[str, FeatureRows], list[str]], None]
 """Called with a job, a shard's number, its rows by output and the ids of its silent clips."""
 
-Engine = Callable[[Sequence[Job], Clips, ExtractionSettings, Observer, Stages, WriteShard], None]
+Engine = Callable[[Sequence[Job], ExtractionSettings, Progress, Stages, WriteShard], None]
 """Embeds the shards that jobs have to do; `run_jobs` does it in this process."""
 
 
@@ -109,7 +97,7 @@ def extract(
     template: TextTemplate,
     settings: ExtractionSettings | None = None,
     *,
-    observer: Observer | None = None,
+    progress: Progress | None = None,
     engine: Engine | None = None,
 ) -> list[ExtractionReport]:
     """Embeds what a store lacks of some features and returns what was done, feature by feature.
@@ -124,7 +112,7 @@ def extract(
         store: where to write.
         template: how the text of a clip is built, for text outputs.
         settings: how it runs.
-        observer: who is told.
+        progress: who is told, a stage a backbone; None for nobody.
         engine: what embeds the shards; None for this process.
 
     Raises:
@@ -133,7 +121,7 @@ def extract(
         StoreError: the disk is full, or not one clip could be embedded.
     """
     started = time.perf_counter()
-    settings, observer = settings or ExtractionSettings(), observer or Observer()
+    settings, progress = settings or ExtractionSettings(), progress or Progress()
     stages = Stages()
     for backbone, _ in wanted:
         if backbone.needs_load_for_spec and not backbone.device:
@@ -167,7 +155,7 @@ def extract(
         }
         for job in jobs:
             if job.shards:
-                observer.start(job.label, job.n_todo, len(clips) - job.n_todo - job.n_left)
+                progress.start(job.label, job.n_todo, len(clips) - job.n_todo - job.n_left)
         provenance = _provenance(settings.device)
 
         def write(job: Job, number: int, rows: dict[str, FeatureRows], silent: list[str]) -> None:
@@ -180,7 +168,7 @@ def extract(
             job.done[number] = rows
             stages.write += time.perf_counter() - clock
 
-        (engine or run_jobs)(jobs, clips, settings, observer, stages, write)
+        (engine or run_jobs)(jobs, settings, progress, stages, write)
         clock = time.perf_counter()
         for job in jobs:
             for output in job.folders:
@@ -252,9 +240,8 @@ def _with_precision(provenance: dict[str, object], backbone: Backbone) -> dict[s
 
 def run_jobs(
     jobs: Sequence[Job],
-    clips: Clips,
     settings: ExtractionSettings,
-    observer: Observer,
+    progress: Progress,
     stages: Stages,
     write: WriteShard,
 ) -> None:
@@ -265,11 +252,11 @@ def run_jobs(
     model, writer = Lane("model", _MODEL_DEPTH), Lane("write", _WRITE_DEPTH)
     is_done = False
     try:
-        runs = [_Run(job, clips, settings, observer, stages, model, writer, write) for job in jobs]
+        runs = [_Run(job, settings, progress, stages, model, writer, write) for job in jobs]
         for run in runs:
             if run.job.spec.kind == "text":
                 run.all_texts()
-        _pass_over_audio([r for r in runs if r.job.spec.kind != "text"], clips, settings, stages)
+        _pass_over_audio([r for r in runs if r.job.spec.kind != "text"], settings, stages)
         model.drain()
         writer.drain()
         is_done = True
@@ -279,9 +266,7 @@ def run_jobs(
         stages.model += model.busy_seconds
 
 
-def _pass_over_audio(
-    runs: Sequence[_Run], clips: Clips, settings: ExtractionSettings, stages: Stages
-) -> None:
+def _pass_over_audio(runs: Sequence[_Run], settings: ExtractionSettings, stages: Stages) -> None:
     """Decodes every clip that some run needs once, and gives it to all that do."""
     if not runs:
         return
@@ -295,7 +280,7 @@ def _pass_over_audio(
             position,
             runs[0].job.sources.audio[position],
             tuple(dict.fromkeys(run.job.rate for run in takers[position])),
-            float(clips.duration[position]),
+            float(runs[0].job.sources.seconds[position]),
         )
         for position in sorted(takers)
     )
@@ -327,18 +312,16 @@ class _Run:
     def __init__(
         self,
         job: Job,
-        clips: Clips,
         settings: ExtractionSettings,
-        observer: Observer,
+        progress: Progress,
         stages: Stages,
         model: Lane,
         writer: Lane,
         write: WriteShard,
     ) -> None:
         self.job = job
-        self._clips = clips
         self._settings = settings
-        self._observer = observer
+        self._progress = progress
         self._stages = stages
         self._model, self._writer, self._write = model, writer, write
         self._limits: dict[int, int] = {}
@@ -350,7 +333,6 @@ class _Run:
         for number, shard in self.job.todo():
             builder = ShardBuilder(
                 self.job,
-                self._clips,
                 shard,
                 self._settings.seconds_a_batch,
                 limits=self._limits,
@@ -377,7 +359,7 @@ class _Run:
         self._after_clip()
 
     def _after_clip(self) -> None:
-        self._observer.advance(self.job.label, 1)
+        self._progress.advance(self.job.label, 1)
         if self._is_last:
             for batch in self._builder.rest():
                 self._submit(batch)
@@ -402,9 +384,9 @@ class _Run:
 
     def _run_texts(self, number: int, shard: IntArray) -> None:
         clock = time.perf_counter()
-        rows = embed_texts(self.job, self._clips, shard)
+        rows = embed_texts(self.job, shard)
         self._count(time.perf_counter() - clock)
-        self._observer.advance(self.job.label, len(shard))
+        self._progress.advance(self.job.label, len(shard))
         self._writer.submit(partial(self._write, self.job, number, rows, []))
 
     def _count(self, seconds: float) -> None:

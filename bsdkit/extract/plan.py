@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.audio import Waveform
 from bsdkit.backbones.base import Backbone, BackboneSpec, Kind
 from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneError, DatasetError, RecipeError
@@ -24,7 +25,7 @@ from bsdkit.store.feature import OK, FeatureRows, read_feature, read_info
 from bsdkit.store.shards import ShardFolder
 from bsdkit.text import TextTemplate, build_texts
 
-__all__ = ["Job", "Sources", "WorkSlice", "make_jobs"]
+__all__ = ["Job", "Sources", "WorkSlice", "in_shards", "make_jobs"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -66,13 +67,17 @@ class Sources:
     """What is embedded for each clip of the table.
 
     Attributes:
-        audio: the audio file of each clip [n]; None where a clip has none.
+        ids: clip ids [n].
+        audio: the audio file of each clip [n], or its samples; None where a clip has neither.
+        seconds: durations [n]; NaN where unknown.
         texts: the text of each clip [n]; empty for outputs that embed sound alone.
         sha256: hex digests [n] of the file's bytes, of the text, or of both; empty where
             there is no file.
     """
 
-    audio: Sequence[Path | None]
+    ids: npt.NDArray[np.object_]
+    audio: Sequence[Path | Waveform | None]
+    seconds: npt.NDArray[np.float32]
     texts: Sequence[str]
     sha256: npt.NDArray[np.object_]
 
@@ -89,17 +94,18 @@ def make_sources(clips: Clips, spec: BackboneSpec, template: TextTemplate) -> So
             "audio/<id>.wav beside metadata/, or a CSV with a path column"
         )
     if spec.kind == "audio":
-        return Sources(clips.audio, [""] * len(clips), clips.sha256)
+        texts = [""] * len(clips)
+        return Sources(clips.ids, clips.audio, clips.duration, texts, clips.sha256)
     texts = build_texts(clips, template)
     digests = np.empty(len(texts), object)
     if spec.kind == "text":
         digests[:] = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        return Sources([None] * len(clips), texts, digests)
+        return Sources(clips.ids, [None] * len(clips), clips.duration, texts, digests)
     digests[:] = [
         hashlib.sha256(f"{audio} {text}".encode()).hexdigest() if audio else ""
         for audio, text in zip(clips.sha256, texts, strict=True)
     ]
-    return Sources(clips.audio, texts, digests)
+    return Sources(clips.ids, clips.audio, clips.duration, texts, digests)
 
 
 @dataclass(frozen=True)
@@ -110,9 +116,9 @@ class Job:
         backbone: the backbone.
         specs: spec by output; all with the same windows.
         sources: what is embedded.
-        folders: where the shards of each output go.
-        kept: rows of each output's final file that still hold, or None.
         shards: clip positions [<= shard size] of each shard.
+        folders: where the shards of each output go; none where they are not stored.
+        kept: rows of each output's final file that still hold, or None.
         done: rows by output of shards that were finished before, by shard number.
         work: the part of the shards that is ours; None for all.
         keep_segments: whether the windows' own vectors are kept beside the clips'.
@@ -121,10 +127,10 @@ class Job:
     backbone: Backbone
     specs: Mapping[str, BackboneSpec]
     sources: Sources
-    folders: Mapping[str, ShardFolder]
-    kept: Mapping[str, FeatureRows | None]
     shards: tuple[IntArray, ...]
-    done: dict[int, dict[str, FeatureRows]]
+    folders: Mapping[str, ShardFolder] = field(default_factory=dict)
+    kept: Mapping[str, FeatureRows | None] = field(default_factory=dict)
+    done: dict[int, dict[str, FeatureRows]] = field(default_factory=dict)
     work: WorkSlice | None = None
     keep_segments: bool = False
 
@@ -203,7 +209,7 @@ def make_jobs(
     jobs = []
     for (kind, todo_bytes), kept_rows in groups.items():
         todo = todo_of[kind, todo_bytes]
-        shards = tuple(todo[i : i + shard_size] for i in range(0, len(todo), shard_size))
+        shards = in_shards(todo, shard_size)
         mine = {output: specs[output] for output in kept_rows}
         _check_same_windows(backbone, mine)
         # rows without windows' vectors cannot stand beside rows with them in one file
@@ -229,6 +235,11 @@ def make_jobs(
             )
         )
     return jobs
+
+
+def in_shards(positions: IntArray, size: int) -> tuple[IntArray, ...]:
+    """Positions [n] in parts of a size, the last one maybe smaller."""
+    return tuple(positions[i : i + size] for i in range(0, len(positions), size))
 
 
 def _check_same_windows(backbone: Backbone, specs: Mapping[str, BackboneSpec]) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, IntArray
-from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneUnavailable, BsdkitError, DeviceError, StaleStore, StoreError
-from bsdkit.extract.pipeline import ExtractionSettings, Observer, WriteShard, run_jobs
+from bsdkit.extract.pipeline import ExtractionSettings, WriteShard, run_jobs
 from bsdkit.extract.plan import Job
 from bsdkit.extract.report import Stages
+from bsdkit.progress import Progress
 from bsdkit.store.feature import FeatureRows
 from bsdkit.store.kinds import first_difference
 
@@ -73,9 +73,8 @@ class RayEngine:
     def __call__(
         self,
         jobs: Sequence[Job],
-        clips: Clips,
         settings: ExtractionSettings,
-        observer: Observer,
+        progress: Progress,
         stages: Stages,
         write: WriteShard,
     ) -> None:
@@ -99,7 +98,7 @@ class RayEngine:
                 include_dashboard=None if self.address else False,
             )
         try:
-            self._run(ray, tasks, jobs, clips, settings, observer, stages, write)
+            self._run(ray, tasks, jobs, settings, progress, stages, write)
         finally:
             if not was_running:
                 ray.shutdown()
@@ -109,9 +108,8 @@ class RayEngine:
         ray: Any,
         tasks: list[_Task],
         jobs: Sequence[Job],
-        clips: Clips,
         settings: ExtractionSettings,
-        observer: Observer,
+        progress: Progress,
         stages: Stages,
         write: WriteShard,
     ) -> None:
@@ -135,7 +133,6 @@ class RayEngine:
                     for job in jobs
                 ],
                 recipes,
-                clips,
                 replace(
                     settings, device="cuda" if is_gpu else settings.device, n_decoders=n_decoders
                 ),
@@ -168,7 +165,7 @@ class RayEngine:
                 found, theirs = ray.get(reference)
             except ray.exceptions.RayActorError as error:
                 if n_try == _TRIES:
-                    example = clips.ids[task.positions[0]]
+                    example = jobs[0].sources.ids[task.positions[0]]
                     raise StoreError(
                         f"{_TRIES} workers died over the shard of clip {example}: "
                         f"{str(error).splitlines()[0]}; run it without --engine ray to see why"
@@ -182,7 +179,7 @@ class RayEngine:
                 raise
             for (index, number), (rows, silent) in zip(task.shards, found, strict=True):
                 write(jobs[index], number, rows, silent)
-                observer.advance(jobs[index].label, len(task.positions))
+                progress.advance(jobs[index].label, len(task.positions))
             _add(stages, theirs)
             start(worker)
 
@@ -219,7 +216,7 @@ class _Worker:
         import ray
         import torch
 
-        self._jobs, recipes, self._clips, self._settings, n_threads = ray.get(shared[0])
+        self._jobs, recipes, self._settings, n_threads = ray.get(shared[0])
         # as many threads as the process that asked: another number sums in another order
         torch.set_num_threads(n_threads)
         made: dict[_Recipe, Backbone] = {}
@@ -258,5 +255,5 @@ class _Worker:
             results[places[id(job)]] = (rows, silent)
 
         stages = Stages()
-        run_jobs(jobs, self._clips, self._settings, Observer(), stages, keep)
+        run_jobs(jobs, self._settings, Progress(), stages, keep)
         return [results[place] for place in range(len(jobs))], stages

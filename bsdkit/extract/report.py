@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["ExtractionReport", "Stages"]
+__all__ = ["ExtractionReport", "Stages", "summary_lines"]
 
+_SHOWN_FAILURES = 3
 _BUSY_SHARE = 0.85
 
 
@@ -81,3 +83,52 @@ class ExtractionReport:
         """Number of failed clips by kind of failure, most frequent first."""
         kinds = Counter(reason.split(":")[0] for reason in self.failures.values())
         return dict(kinds.most_common())
+
+
+def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
+    """What a pass did, in a few lines: counts and failures by feature, where the time went."""
+    lines = []
+    for report in reports:
+        left = f", {report.n_left} left to other shards" if report.n_left else ""
+        lines.append(
+            f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
+            f"{len(report.failures)} failed{left}"
+            + (f" -> {report.path}" if report.path.is_file() else "")
+        )
+        if report.silent:
+            lines.append(
+                f"  {len(report.silent)} clips are digital silence (embedded all the same), "
+                f"e.g. {report.silent[0]}"
+            )
+        for kind, n in report.reasons.items():
+            lines.append(f"  failed, {kind}: {n}")
+            of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
+            lines += [
+                f"    {clip}: {reason.partition(': ')[2]}"
+                for clip, reason in of_kind[:_SHOWN_FAILURES]
+            ]
+    waiting = [report for report in reports if not report.path.is_file()]
+    if waiting:
+        lines.append(
+            "when all parts are done, each with the same --shard-clips: bsdkit store merge "
+            f"{waiting[0].path.parent}"
+        )
+    stages = reports[0].stages
+    if any(report.n_embedded for report in reports):
+        lines += _stage_lines(stages, max(report.n_embedded for report in reports))
+    return lines
+
+
+def _stage_lines(stages: Stages, n_embedded: int) -> list[str]:
+    wall = max(stages.seconds, 1e-9)
+    audio = f", {stages.audio_seconds / wall:.0f} s of audio a second" if stages.n_clips else ""
+    models = ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in stages.model_by_backbone.items()
+    )
+    decoders = f" by {stages.n_decoders} decoders" if stages.n_decoders > 1 else ""
+    return [
+        f"{wall:.1f} s, {n_embedded / wall:.1f} clips a second{audio}",
+        f"  stages, which overlap: decode {stages.decode:.1f} s{decoders}, model "
+        f"{stages.model:.1f} s ({models}), write {stages.write:.1f} s; "
+        f"the bottleneck was the {stages.bottleneck}",
+    ]

@@ -12,12 +12,12 @@ from bsdkit.backbones.registry import get_outputs
 from bsdkit.dataset import Clips, inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore, StoreError
-from bsdkit.extract.pipeline import Engine, ExtractionSettings, Observer, extract
-from bsdkit.extract.report import ExtractionReport, Stages
+from bsdkit.extract.pipeline import Engine, ExtractionSettings, extract
+from bsdkit.extract.report import ExtractionReport
 from bsdkit.priors.ask import Ask
 from bsdkit.priors.llm import SUMMARY
 from bsdkit.priors.prompt import clip_contents
-from bsdkit.progress import Bar, Progress
+from bsdkit.progress import Progress
 from bsdkit.store.store import Store
 from bsdkit.store.texts import find_texts
 from bsdkit.taxonomy import Taxonomy
@@ -31,16 +31,12 @@ from bsdkit.text import (
 )
 
 __all__ = [
-    "bars",
     "described_template",
     "extract_dataset",
     "fill_table",
     "find_template",
-    "summary_lines",
     "without_stale",
 ]
-
-_SHOWN_FAILURES = 3
 
 
 def extract_dataset(
@@ -96,18 +92,7 @@ def extract_dataset(
     with progress:
         opened, clips = fill_table(clips, store, progress)
         template = without_stale(template, store, clips, progress)
-        reports = extract(
-            wanted,
-            clips,
-            opened,
-            template,
-            settings,
-            observer=bars(progress),
-            engine=engine,
-        )
-    for line in summary_lines(reports):
-        progress.line(line)
-    return reports
+        return extract(wanted, clips, opened, template, settings, progress=progress, engine=engine)
 
 
 def find_template(
@@ -195,66 +180,6 @@ def _taxonomy_of(store: Path) -> str:
         return Store(store).clips.taxonomy.name
     except StoreError:
         return ""
-
-
-def bars(progress: Progress) -> Observer:
-    """Shows a bar a job."""
-    bars: dict[str, Bar] = {}
-
-    def start(label: str, todo: int, done: int) -> None:
-        bars[label] = progress.bar(label)
-        bars[label].start(todo, done)
-
-    return Observer(start, lambda label, n: bars[label].advance(n))
-
-
-def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
-    """What a pass did, in a few lines: counts and failures by feature, where the time went."""
-    lines = []
-    for report in reports:
-        left = f", {report.n_left} left to other shards" if report.n_left else ""
-        lines.append(
-            f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
-            f"{len(report.failures)} failed{left}"
-            + (f" -> {report.path}" if report.path.is_file() else "")
-        )
-        if report.silent:
-            lines.append(
-                f"  {len(report.silent)} clips are digital silence (embedded all the same), "
-                f"e.g. {report.silent[0]}"
-            )
-        for kind, n in report.reasons.items():
-            lines.append(f"  failed, {kind}: {n}")
-            of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
-            lines += [
-                f"    {clip}: {reason.partition(': ')[2]}"
-                for clip, reason in of_kind[:_SHOWN_FAILURES]
-            ]
-    waiting = [report for report in reports if not report.path.is_file()]
-    if waiting:
-        lines.append(
-            "when all parts are done, each with the same --shard-clips: bsdkit store merge "
-            f"{waiting[0].path.parent}"
-        )
-    stages = reports[0].stages
-    if any(report.n_embedded for report in reports):
-        lines += _stage_lines(stages, max(report.n_embedded for report in reports))
-    return lines
-
-
-def _stage_lines(stages: Stages, n_embedded: int) -> list[str]:
-    wall = max(stages.seconds, 1e-9)
-    audio = f", {stages.audio_seconds / wall:.0f} s of audio a second" if stages.n_clips else ""
-    models = ", ".join(
-        f"{name} {seconds:.1f} s" for name, seconds in stages.model_by_backbone.items()
-    )
-    decoders = f" by {stages.n_decoders} decoders" if stages.n_decoders > 1 else ""
-    return [
-        f"{wall:.1f} s, {n_embedded / wall:.1f} clips a second{audio}",
-        f"  stages, which overlap: decode {stages.decode:.1f} s{decoders}, model "
-        f"{stages.model:.1f} s ({models}), write {stages.write:.1f} s; "
-        f"the bottleneck was the {stages.bottleneck}",
-    ]
 
 
 def described_template(described: object, taxonomy: Taxonomy) -> TextTemplate:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from bsdkit.audio import WindowCutter, window_lengths
 from bsdkit.backbones.base import BackboneSpec
-from bsdkit.dataset import Clips
 from bsdkit.errors import AudioError, BackboneError
 from bsdkit.extract.plan import Job
 from bsdkit.store.feature import FAILED, OK, FeatureRows
@@ -50,7 +49,6 @@ class ShardBuilder:
 
     Args:
         job: what the shard is of.
-        clips: the clips table.
         positions: the shard's clips [n].
         batch_seconds: seconds of audio in a batch.
         limits: the most windows of each length that fitted into memory; shared by the shards
@@ -61,7 +59,6 @@ class ShardBuilder:
     def __init__(
         self,
         job: Job,
-        clips: Clips,
         positions: IntArray,
         batch_seconds: float,
         *,
@@ -69,7 +66,7 @@ class ShardBuilder:
         new_buffer: Callable[[tuple[int, int]], FloatArray] | None = None,
     ) -> None:
         spec = job.spec
-        self.job, self.clips, self.positions = job, clips, positions
+        self.job, self.positions = job, positions
         self.reasons = [""] * len(positions)
         self.silent: list[str] = []
         self._new_buffer = new_buffer or (lambda shape: np.empty(shape, np.float32))
@@ -105,7 +102,7 @@ class ShardBuilder:
     def end(self) -> Iterator[Batch]:
         """The batches that the clip's last window completes."""
         if self._is_silent:
-            self.silent.append(str(self.clips.ids[self.positions[self._row]]))
+            self.silent.append(str(self.job.sources.ids[self.positions[self._row]]))
         for window, n_valid in self._cutter.finish():
             yield from self._add(self._row, window, n_valid)
 
@@ -195,13 +192,13 @@ class ShardBuilder:
             vectors = self._total[output] / np.maximum(self._weight, 1)[:, None]
             segments = self._segments[output] if self.job.keep_segments else None
             rows[output] = _rows(
-                self.job, self.clips, spec, self.positions, vectors.astype(np.float32),
+                self.job, spec, self.positions, vectors.astype(np.float32),
                 self.reasons, segments,
             )  # fmt: skip
         return rows
 
 
-def embed_texts(job: Job, clips: Clips, positions: IntArray) -> dict[str, FeatureRows]:
+def embed_texts(job: Job, positions: IntArray) -> dict[str, FeatureRows]:
     """Rows of one shard of texts by output, in batches of similar length."""
     texts = [str(job.sources.texts[position]) for position in positions]
     vectors = {o: np.zeros((len(texts), s.dim), np.float32) for o, s in job.specs.items()}
@@ -223,7 +220,7 @@ def embed_texts(job: Job, clips: Clips, positions: IntArray) -> dict[str, Featur
             vectors[output][batch] = embedded[output]
     reasons = [""] * len(texts)
     return {
-        output: _rows(job, clips, spec, positions, vectors[output], reasons, None)
+        output: _rows(job, spec, positions, vectors[output], reasons, None)
         for output, spec in job.specs.items()
     }
 
@@ -238,7 +235,6 @@ def _check_shape(job: Job, spec: BackboneSpec, vectors: FloatArray, n: int) -> N
 
 def _rows(
     job: Job,
-    clips: Clips,
     spec: BackboneSpec,
     positions: IntArray,
     vectors: FloatArray,
@@ -272,7 +268,7 @@ def _rows(
             for i, vector in enumerate(parts):
                 flat[first + i] = vector
     return FeatureRows(
-        clips.ids[positions], job.sources.sha256[positions], state, reasons_array, stored,
+        job.sources.ids[positions], job.sources.sha256[positions], state, reasons_array, stored,
         flat, offsets,
     )  # fmt: skip
 

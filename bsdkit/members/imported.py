@@ -13,8 +13,8 @@ from bsdkit.members.member import MemberResult
 from bsdkit.members.plan import Inputs
 from bsdkit.splits import Split
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.kinds import is_prior
-from bsdkit.store.probabilities import IMPORTED_PROBABILITIES, read_folds
+from bsdkit.store.imports import read_folds
+from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Features
 from bsdkit.taxonomy import Taxonomy
 
@@ -25,7 +25,6 @@ __all__ = [
     "folds_of",
     "imported_member",
     "imported_probabilities",
-    "is_imported",
     "similarity_of",
 ]
 
@@ -63,12 +62,7 @@ def check_folds(info: FeatureInfo, ids: Iterable[str], split: Split) -> None:
 
 def folds_of(info: FeatureInfo) -> dict[str, int] | None:
     """The fold of each clip under which imported probabilities were made; None if unknown."""
-    return read_folds(info.path) if is_imported(info) else None
-
-
-def is_imported(info: FeatureInfo) -> bool:
-    """Whether a feature holds class probabilities of models trained elsewhere."""
-    return bool(info.spec.get("backbone") == IMPORTED_PROBABILITIES)
+    return read_folds(info.path) if kind_of(info.spec).is_trained_elsewhere else None
 
 
 def check_imported(info: FeatureInfo) -> None:
@@ -77,7 +71,7 @@ def check_imported(info: FeatureInfo) -> None:
     Raises:
         RecipeError: see above.
     """
-    if not is_imported(info) and not is_prior(info.spec):
+    if not kind_of(info.spec).is_probabilities:
         raise RecipeError(
             f"{info.feature} holds embeddings, not class probabilities; give the member a head and "
             f"features: {info.feature}, or bring probabilities in with bsdkit import"
@@ -94,10 +88,10 @@ def check_classes(info: FeatureInfo, taxonomy: Taxonomy) -> None:
         return
     found = list(map(str, cast(list[object], info.spec["classes"])))
     if found != list(taxonomy.labels):
-        command = "import it" if is_imported(info) else "run bsdkit priors"
+        again = kind_of(info.spec).again
         raise RecipeError(
             f"{info.feature} has the classes {', '.join(found[:3])}, ... ({len(found)}), the store "
-            f"{', '.join(taxonomy.labels[:3])}, ... ({len(taxonomy)}); {command} again"
+            f"{', '.join(taxonomy.labels[:3])}, ... ({len(taxonomy)}); {again} again"
         )
 
 

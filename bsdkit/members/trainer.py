@@ -19,7 +19,6 @@ from bsdkit.members.imported import (
     check_imported,
     folds_of,
     imported_member,
-    is_imported,
     similarity_of,
 )
 from bsdkit.members.member import (
@@ -34,7 +33,7 @@ from bsdkit.members.teachers import TeacherTargets, training_waves
 from bsdkit.recipe.schema import Recipe
 from bsdkit.splits import Split, make_split, shared_groups
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.kinds import is_prior
+from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Features, Store
 
 __all__ = ["MemberTrainer", "member_inputs", "member_plan"]
@@ -75,7 +74,7 @@ def member_inputs(plan: MemberPlan, features: Features) -> Inputs:
     columns = [list(features.arrays).index(name) for name in plan.features]
     X = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     is_there = ~features.is_missing[:, columns]
-    may_fail = np.array([is_prior(features.infos[name].spec) for name in plan.features])
+    may_fail = np.array([kind_of(features.infos[name].spec).may_fail for name in plan.features])
     is_known = is_there | (features.is_failed[:, columns] & may_fail)
     is_present = is_known.all(axis=1) & is_there.any(axis=1)
     return Inputs(X, tuple(p.shape[1] for p in parts), np.asarray(is_present))
@@ -186,18 +185,18 @@ class MemberTrainer:
 
     def _check_missing(self, plan: MemberPlan, features: Features) -> None:
         # a reply that cannot be read is an answer too
-        may_fail = np.array([is_prior(info.spec) for info in features.infos.values()])
+        kinds = [kind_of(info.spec) for info in features.infos.values()]
+        may_fail = np.array([kind.may_fail for kind in kinds])
         is_lacking = features.is_missing & ~(features.is_failed & may_fail)
         n_missing = is_lacking.sum(axis=0)
         if self.recipe.missing == "refuse" and n_missing.any():
             i = int(n_missing.argmax())
             clips = self.store.clips
             example = clips.ids[np.flatnonzero(is_lacking[:, i])[0]]
-            what = "row" if may_fail[i] else "embedding"
-            command = "priors" if may_fail[i] else "extract"
+            kind = kinds[i]
             raise IncompleteStore(
                 f"{self.store.path}: {n_missing[i]} of {len(clips)} clips have no "
-                f"{plan.features[i]} {what}, e.g. {example}; run bsdkit {command} again, or write "
+                f"{plan.features[i]} {kind.row}, e.g. {example}; {kind.again} again, or write "
                 "missing: skip in the recipe"
             )
 
@@ -253,7 +252,7 @@ class MemberTrainer:
         return [
             feature
             for feature, info in self.infos.items()
-            if is_imported(info) and folds_of(info) is None
+            if kind_of(info.spec).is_trained_elsewhere and folds_of(info) is None
         ]
 
     def similarity(self, feature: str, splits: Iterable[Split]) -> npt.NDArray[np.float64]:

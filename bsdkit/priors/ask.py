@@ -21,25 +21,12 @@ __all__ = [
     "own_name",
     "read_body",
     "read_temperature",
-    "slug",
 ]
 
 SchemaMode = Literal["json_schema", "json_object", "none"]
 """How a server is told to answer in JSON: by a schema, in general, or by the prompt alone."""
 
 _KEY_DIGITS = 32
-
-
-def slug(model: str) -> str:
-    """A model's name as a part of a feature's.
-
-    Examples:
-        >>> slug("Qwen/Qwen3-8B"), slug("gpt-5.4-mini"), slug("models/my model/")
-        ('Qwen3-8B', 'gpt-5.4-mini', 'my-model')
-    """
-    last = model.rstrip("/").rpartition("/")[2]
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in last)
-    return kept.strip("._-") or "model"
 
 
 def own_name(name: str, kind: str) -> str:

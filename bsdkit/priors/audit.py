@@ -10,7 +10,7 @@ import numpy.typing as npt
 from bsdkit.errors import PriorError
 from bsdkit.metrics import Comparison, Interval, bootstrap, compare
 from bsdkit.store.feature import FeatureInfo
-from bsdkit.store.kinds import PRIOR, first_difference, is_prior
+from bsdkit.store.kinds import PRIOR, first_difference, kind_of
 from bsdkit.store.store import Store
 from bsdkit.text import TEMPLATES, build_texts, named_classes, template_name
 
@@ -82,7 +82,7 @@ def audit_priors(store: Store) -> list[PriorAudit]:
     clips = store.clips
     if not (clips.labels >= 0).any():
         raise PriorError(f"{store.path} has no labels to judge priors by")
-    infos = [info for info in store.infos() if is_prior(info.spec)]
+    infos = [info for info in store.infos() if kind_of(info.spec).is_prior]
     plain = [info for info in infos if _template(info) != "masked"]
     if not plain:
         raise PriorError(

@@ -6,18 +6,14 @@ from pathlib import Path
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import slug
 from bsdkit.priors.engines.audio_language import OUTPUT
-from bsdkit.priors.engines.encoder import TEXT_ENCODER, encoder_prior
+from bsdkit.priors.engines.encoder import encoder_prior
 from bsdkit.priors.scores import prior_facts, prior_of_scores
 from bsdkit.store.feature import read_feature
-from bsdkit.store.kinds import PRIOR, Spec
+from bsdkit.store.kinds import AUDIO_LANGUAGE_PRIOR, PRIOR, TEXT_ENCODER_PRIOR, Spec, kind_of, slug
 from bsdkit.store.store import Store
 
-__all__ = ["AUDIO_LANGUAGE", "audio_prior", "make_prior"]
-
-AUDIO_LANGUAGE = "audio-language"
-"""The ``backbone`` in the spec of priors from a model that hears the clip."""
+__all__ = ["audio_prior", "make_prior"]
 
 VERSION = 1
 
@@ -37,7 +33,7 @@ def audio_prior(store: Store, backbone: Backbone, name: str = "") -> Path:
     rows = read_feature(store.info(backbone.feature(OUTPUT), source).path)
     taxonomy = store.clips.taxonomy
     spec = {
-        "backbone": AUDIO_LANGUAGE,
+        "backbone": AUDIO_LANGUAGE_PRIOR.name,
         **prior_facts(taxonomy),
         "weights": source["weights"],
         "text_template": source.get("text_template"),
@@ -63,7 +59,8 @@ def make_prior(store: Store, spec: Spec, backbone: Backbone, device: str, name: 
         PriorError: a prior of this spec comes from no feature.
         StaleStore: the prior as it is made now has another spec.
     """
-    if spec["backbone"] == TEXT_ENCODER:
+    kind = kind_of(spec)
+    if kind is TEXT_ENCODER_PRIOR:
         if not backbone.device:
             backbone.load(device)
         encoder = spec["encoder"]
@@ -73,7 +70,7 @@ def make_prior(store: Store, spec: Spec, backbone: Backbone, device: str, name: 
         path = encoder_prior(
             store, backbone.feature(output), backbone, output, list(map(str, texts)), name
         )
-    elif spec["backbone"] == AUDIO_LANGUAGE:
+    elif kind is AUDIO_LANGUAGE_PRIOR:
         path = audio_prior(store, backbone, name)
     else:
         raise PriorError(f"{name} comes from no feature: {spec['backbone']}")

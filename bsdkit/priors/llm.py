@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from bsdkit.errors import CorruptStore, PriorError
-from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode, slug
+from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode
 from bsdkit.priors.cost import estimate_tokens, tokens_of_request
 from bsdkit.priors.engines.likelihood import CausalScorer, likelihood_prompt, probabilities
 from bsdkit.priors.journal import Journal
@@ -37,13 +37,20 @@ from bsdkit.store.feature import (
     read_feature,
     write_changed_feature,
 )
-from bsdkit.store.kinds import PRIOR, Spec, first_difference, spec_hash
+from bsdkit.store.kinds import (
+    LANGUAGE_MODEL_PRIOR,
+    PRIOR,
+    Spec,
+    first_difference,
+    kind_of,
+    slug,
+    spec_hash,
+)
 from bsdkit.store.store import Store
 from bsdkit.store.texts import TextRows, list_texts, write_texts_file
 from bsdkit.text import TextTemplate
 
 __all__ = [
-    "LLM",
     "SUMMARY",
     "LLMReport",
     "Question",
@@ -54,9 +61,6 @@ __all__ = [
     "score_asks",
     "summary_question",
 ]
-
-LLM = "llm"
-"""The ``backbone`` in the spec of what a language model wrote."""
 
 _CLIPS_AT_A_TIME = 256
 _MOST_WORDS = 20_000  # an attribute of HDF5 holds 64 kB
@@ -110,7 +114,7 @@ def _common(
 ) -> dict[str, object]:
     words = json.dumps([prompt.system, prompt.schema_name, prompt.schema], sort_keys=True)
     spec: dict[str, object] = {
-        "backbone": LLM,
+        "backbone": LANGUAGE_MODEL_PRIOR.name,
         "engine": "openai",
         "weights": settings.model,
         "prompt": f"{prompt.name} v{prompt.version}",
@@ -332,7 +336,7 @@ class Stage:
             return [(t.spec, t.rows.replies.tolist()) for t in texts]
         found: list[tuple[Spec, Sequence[str]]] = []
         for info in self.store.infos():
-            if info.feature == name and info.spec.get("backbone") == LLM:
+            if info.feature == name and kind_of(info.spec) is LANGUAGE_MODEL_PRIOR:
                 rows = read_feature(info.path)
                 if rows.checksum() != info.checksum:
                     raise CorruptStore(

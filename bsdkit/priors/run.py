@@ -17,7 +17,8 @@ from bsdkit.dataset import Clips, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import PriorError, nearest
 from bsdkit.extract.pipeline import ExtractionSettings, extract
-from bsdkit.extract.run import bars, fill_table, find_template, summary_lines, without_stale
+from bsdkit.extract.report import summary_lines
+from bsdkit.extract.run import fill_table, find_template, without_stale
 from bsdkit.priors.ask import Ask, LLMSettings, Reply, SchemaMode, own_name
 from bsdkit.priors.cost import Budget, estimate
 from bsdkit.priors.derived import audio_prior
@@ -255,7 +256,7 @@ def _embed_missing(
             store,
             template,
             ExtractionSettings(device=device),
-            observer=bars(progress),
+            progress=progress,
         )
     if any(report.n_embedded for report in reports):
         for line in summary_lines(reports):
@@ -286,7 +287,7 @@ def _heard(store: Store, clips: Clips, options: PriorOptions, progress: Progress
             store,
             template,
             ExtractionSettings(device=options.device),
-            observer=bars(progress),
+            progress=progress,
         )
     for line in summary_lines(reports):
         progress.line(line)
@@ -307,13 +308,12 @@ def _scored(store: Store, options: PriorOptions, progress: Progress) -> bool:
     )
     with stage.locked():
         todo = stage.todo()
-        bar = progress.bar(stage.question.name)
         with progress:
-            bar.start(len(todo), len(stage.asks) - len(todo))
+            progress.start(stage.question.name, len(todo), len(stage.asks) - len(todo))
 
             def keep(replies: list[Reply]) -> None:
                 stage.journal.extend(replies)
-                bar.advance(len(replies))
+                progress.advance(stage.question.name, len(replies))
 
             score_asks(todo, stage.question, scorer, store.clips.taxonomy.labels, keep)
         report = stage.finish({"device": options.device})
@@ -387,13 +387,12 @@ def _question(store: Store, options: PriorOptions) -> Question:
 
 def _ask(stage: Stage, todo: Sequence[Ask], options: PriorOptions, progress: Progress) -> Outcome:
     facts = stage.facts()
-    bar = progress.bar(stage.question.name)
     with progress:
-        bar.start(len(todo), len(stage.asks) - len(todo))
+        progress.start(stage.question.name, len(todo), len(stage.asks) - len(todo))
 
         def keep(reply: Reply) -> None:
             stage.journal.append(reply)
-            bar.advance(1)
+            progress.advance(stage.question.name, 1)
 
         return ask_all(
             todo,

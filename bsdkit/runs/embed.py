@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,17 @@ from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore
 from bsdkit.extract.pipeline import ExtractionSettings, extract
-from bsdkit.extract.run import bars, described_template, summary_lines
-from bsdkit.priors.ask import slug
+from bsdkit.extract.report import summary_lines
+from bsdkit.extract.run import described_template
 from bsdkit.priors.derived import make_prior
 from bsdkit.priors.engines.audio_language import OUTPUT, with_question
-from bsdkit.priors.llm import LLM
 from bsdkit.progress import Progress
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import needed_features
-from bsdkit.store.kinds import PRIOR, first_difference
-from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
+from bsdkit.store.kinds import first_difference, kind_of
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
-from bsdkit.text import TextTemplate, template_name
+from bsdkit.text import TextTemplate
 
 __all__ = ["extract_for_run"]
 
@@ -56,7 +53,7 @@ def extract_for_run(
                 opened,
                 template,
                 ExtractionSettings(device=device),
-                observer=bars(progress),
+                progress=progress,
             )
             for line in summary_lines(reports):
                 progress.line(line)
@@ -73,7 +70,7 @@ def _make_priors(
 ) -> None:
     """Makes those of a run's priors that come from features which were embedded just now."""
     for feature, spec in _specs_of(run, member).items():
-        source = spec.get("encoder")
+        source = kind_of(spec).source(spec)
         if source is None:
             continue
         for backbone, outputs in made:
@@ -89,27 +86,6 @@ def _specs_of(run: Run, member: str) -> dict[str, dict[str, Any]]:
     return {f: run.facts["features"][f]["spec"] for f in needed_features(run, member)}
 
 
-def _line_of(feature: str, spec: dict[str, Any]) -> str:
-    """The command that makes a language model's prior of that spec."""
-    words = ["bsdkit priors", f"--engine {spec['engine']}", f"--model {spec['weights']}"]
-    if spec["engine"] == "openai":
-        said = spec["parameters"]
-        words.append(f"--temperature {said.get('temperature', 'none')}")
-        for key in ("top_p", "max_tokens", "reasoning"):
-            if key in said:
-                words.append(f"--{key.replace('_', '-')} {said[key]}")
-        if "body" in said:
-            words.append(f"--body '{json.dumps(said['body'])}'")
-        if spec["revision_from"] == "user":
-            words.append(f"--revision {spec['revision']}")
-    if template_name(spec["text_template"]) == "masked":
-        words.append("--mask-class-words")
-    name = feature.partition("@")[0]
-    if name != f"{PRIOR}.{slug(spec['weights'])}":
-        words.append(f"--name {name}")
-    return " ".join(words)
-
-
 def _specs_to_embed(run: Run, member: str, store: Path) -> dict[str, dict[str, Any]]:
     """The specs of what has to be embedded for a run's features, by feature.
 
@@ -118,19 +94,11 @@ def _specs_to_embed(run: Run, member: str, store: Path) -> dict[str, dict[str, A
     """
     specs: dict[str, dict[str, Any]] = {}
     for feature, spec in _specs_of(run, member).items():
-        if spec["backbone"] in ("imported", IMPORTED_PROBABILITIES):
-            command = "store import" if spec["backbone"] == "imported" else "import"
-            raise RecipeError(
-                f"{feature} was imported ({spec['origin']}); import it for these clips too "
-                f"(bsdkit {command}), then give --store"
-            )
-        if spec["backbone"] == LLM:
-            raise RecipeError(
-                f"{feature} is of a language model, which is not asked unasked: "
-                f"{_line_of(feature, spec)} --store {store}, then give --store {store} alone"
-            )
-        if "encoder" in spec:
-            specs.setdefault(f"of {feature}", spec["encoder"])
+        kind = kind_of(spec)
+        if reason := kind.refusal(feature, spec, str(store)):
+            raise RecipeError(reason)
+        if source := kind.source(spec):
+            specs.setdefault(f"of {feature}", source)
         else:
             specs[feature] = spec
     # what a prior comes from may be an input of its own
@@ -191,6 +159,6 @@ def _check_weights(backbone: Backbone, feature: str, then: dict[str, object]) ->
     if then["weights"] != getattr(backbone, "model", usual):
         raise StaleStore(
             f"the run's {feature} was made with --weights {then['weights']}, which only you have: "
-            f"bsdkit extract --data DIR --backbone {backbone.identity} --weights FILE --store "
-            "STORE, then bsdkit predict RUN --store STORE"
+            f"{kind_of(then).command(feature, then)} --weights FILE --store STORE, then bsdkit "
+            "predict RUN --store STORE"
         )

@@ -1,8 +1,7 @@
-"""Class probabilities that other people's models computed: read, imported as features, written.
+"""Files of class probabilities: read, whoever wrote them, and written.
 
-A file of probabilities becomes a feature file with one column a class, so that a recipe can
-name it as a member beside the heads it trains. Rows are matched by clip id and columns by
-class label, never by position. True labels in a file are never looked at.
+Rows are matched by clip id and columns by class label, never by position. True labels in a file
+are never looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import gzip
 import hashlib
 import io
 import math
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -25,34 +23,17 @@ import numpy.typing as npt
 
 from bsdkit.csvfile import read_csv_rows, whole_number, write_whole
 from bsdkit.dataset import ID_COLUMNS
-from bsdkit.errors import CorruptStore, DatasetError, IncompleteStore, StoreError, nearest
+from bsdkit.errors import DatasetError, nearest
 from bsdkit.predictions import PREDICTION_COLUMNS
-from bsdkit.store.feature import (
-    FAILED,
-    FORMAT,
-    OK,
-    FeatureRows,
-    feature_path,
-    read_info,
-    write_feature,
-)
-from bsdkit.store.files import open_h5, read_strings
-from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
-    "IMPORTED_PROBABILITIES",
     "SUM_TOLERANCE",
     "Form",
     "ImportedProbabilities",
     "export_probabilities",
-    "import_probabilities",
-    "read_folds",
     "read_probabilities",
 ]
-
-IMPORTED_PROBABILITIES = "imported-probabilities"
-"""The backbone that stands in the spec of such a feature."""
 
 SUM_TOLERANCE = 1e-3
 """How far from 1 the probabilities of a clip may add up: what rounding to 4 decimals leaves."""
@@ -76,7 +57,6 @@ _OTHER_COLUMNS = {
     *("uploader", "license", "licence", "title", "tags", "description", "duration"),
     *("", "Unnamed: 0"),  # the row numbers of pandas
 }
-_NAME = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True)
@@ -396,134 +376,6 @@ def _texts(path: Path, name: str, array: npt.NDArray[Any]) -> list[str]:
     except UnicodeDecodeError:
         raise DatasetError(f"{path}: {name} is not UTF-8 text") from None
     return [value.strip() for value in values]
-
-
-def import_probabilities(
-    store: Store,
-    path: Path,
-    name: str,
-    *,
-    origin: str = "",
-    parameters: float | None = None,
-    form: Form | None = None,
-    missing: Literal["refuse", "skip"] = "refuse",
-    extra: Literal["refuse", "ignore"] = "refuse",
-) -> Path:
-    """Writes the probabilities of a file into a store as the feature `name`; see `read_folds`.
-
-    They are kept as float32 (24 significant bits, so a probability to one part in 10^7; below
-    1e-38 to fewer), in the order of the store's taxonomy, with the folds of the file. An
-    earlier import with the same name and the same spec is replaced.
-
-    The spec is the origin, the form, the classes and the parameters, not the file: the
-    evaluation set's file of the same models has the same spec. The file's name and sha256
-    stand in the provenance; the source_sha256 of a row is that of its float64 probabilities.
-
-    Args:
-        store: the store; its clips are those that must have a row, its taxonomy the classes.
-        path: the file, see `read_probabilities`.
-        name: the feature's name, e.g. ``published.baseline-audio``.
-        origin: where the probabilities come from, in words; part of the spec.
-        parameters: millions of parameters of the models, for the record; part of the spec.
-        form: what the file must hold; None for whatever it holds.
-        missing: what to do with clips of the store without a row: refuse the file, or
-            ``skip`` them, as failed rows with the reason.
-        extra: what to do with rows of clips that the store lacks: refuse the file, or
-            ``ignore`` them.
-
-    Returns:
-        The feature file.
-
-    Raises:
-        DatasetError: the file is refused, see `read_probabilities`.
-        IncompleteStore: clips of the store have no row, or with ``skip`` none has one.
-        StoreError: there are rows of other clips, the file has another form, the name cannot
-            be used, or the feature cannot be written.
-    """
-    if not _NAME.fullmatch(name):
-        raise StoreError(f"feature name {name!r}: expected letters, digits and . _ + - alone")
-    if parameters is not None and not (math.isfinite(parameters) and parameters >= 0):
-        raise StoreError(f"parameters: {parameters} million; expected a number of at least 0")
-    for other in map(read_info, sorted(store.path.glob(f"{name}-*.h5"))):
-        if other.feature == name and other.spec.get("backbone") != IMPORTED_PROBABILITIES:
-            raise StoreError(
-                f"{store.path} has a feature {name!r} of {other.spec.get('backbone')}; give the "
-                "probabilities another name (--name)"
-            )
-    clips = store.clips
-    found = read_probabilities(path, clips.taxonomy)
-    if form is not None and form != found.form:
-        raise StoreError(f"{path} has the form {found.form!r}, expected {form!r}")
-    index = {clip: i for i, clip in enumerate(found.ids)}
-    places = np.array([index.get(clip, -1) for clip in clips.ids], np.int64)
-    has_row = places >= 0
-    known = set(clips.ids)
-    absent = clips.ids[~has_row].tolist() if missing == "refuse" or not has_row.any() else []
-    strangers = [clip for clip in found.ids if clip not in known] if extra == "refuse" else []
-    if absent or strangers:
-        faults = []
-        if absent:
-            hint = "--missing skip imports the others" if has_row.any() else "are the ids the same?"
-            faults.append(
-                f"no row for {len(absent)} of the {len(clips)} clips of {store.path}, "
-                f"{_first_five(absent)} ({hint})"
-            )
-        if strangers:
-            faults.append(
-                f"rows of {len(strangers)} clips that are not in {store.path}, "
-                f"{_first_five(strangers)} (--extra ignore leaves them out)"
-            )
-        error = IncompleteStore if absent else StoreError
-        raise error(f"{path} has {' and '.join(faults)}")
-    probabilities = np.where(has_row[:, None], found.probabilities[places], 0.0)
-    digests, reasons = np.empty(len(clips), object), np.empty(len(clips), object)
-    digests[:] = [
-        hashlib.sha256(row.astype("<f8").tobytes()).hexdigest() if ok else ""
-        for row, ok in zip(probabilities, has_row, strict=True)
-    ]
-    reasons[:] = ["" if ok else f"no row in {path.name}" for ok in has_row]
-    rows = FeatureRows(
-        clips.ids,
-        digests,
-        np.where(has_row, OK, FAILED).astype(np.uint8),
-        reasons,
-        probabilities.astype(np.float32),
-        fold=None if found.fold is None else np.where(has_row, found.fold[places], -1),
-    )
-    spec: dict[str, object] = {
-        "backbone": IMPORTED_PROBABILITIES,
-        "origin": origin,
-        "form": found.form,
-        "classes": list(clips.taxonomy.labels),
-        "dim": len(clips.taxonomy),
-        "dtype": "float32",
-    }
-    if parameters is not None:
-        spec["parameters"] = float(parameters)
-    feature = feature_path(store.path, name, spec)
-    provenance = {"imported_from": path.name, "imported_sha256": found.sha256}
-    write_feature(feature, name, spec, rows, provenance)
-    return feature
-
-
-def _first_five(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-
-
-def read_folds(path: Path) -> dict[str, int] | None:
-    """The fold of each clip that has a row in a feature file; None where it has no folds.
-
-    Raises:
-        CorruptStore: it is no feature file or was truncated.
-    """
-    with open_h5(path) as file:
-        if file.attrs.get("format") != FORMAT:
-            raise CorruptStore(f"{path} is an HDF5 file but no feature file of bsdkit")
-        if "fold" not in file:
-            return None
-        is_ok = file["state"][()] == OK
-        ids, folds = read_strings(file, "row")[is_ok], file["fold"][()][is_ok]
-    return dict(zip(ids.tolist(), folds.tolist(), strict=True))
 
 
 def export_probabilities(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
-from bsdkit.store.kinds import is_prior, spec_hash
+from bsdkit.store.kinds import kind_of, spec_hash
 from bsdkit.store.store import Store
 
 __all__ = ["DURATION_BINS", "DurationRow", "FeatureReport", "compare_stores", "verify_store"]
@@ -78,7 +78,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
         n_bad = int((~np.isfinite(values)).any(axis=1).sum()) if len(values) else 0
         if n_bad:
             faults.append(f"{n_bad} rows hold NaN or infinity")
-        elif len(values) > 2 and not is_prior(info.spec):
+        elif len(values) > 2 and not kind_of(info.spec).is_prior:
             lengths = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
             cosine = float(np.square((values / lengths).mean(axis=0)).sum())
             if cosine > _COLLAPSED_COSINE:
@@ -105,7 +105,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
 
 def _older_than_source(info: FeatureInfo, rows: FeatureRows, store: Store) -> list[str]:
     """What is wrong with a feature that was made from another one which has changed since."""
-    source = info.spec.get("encoder")
+    source = kind_of(info.spec).source(info.spec)
     if source is None:
         return []
     for other in store.infos():

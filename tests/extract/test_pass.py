@@ -24,8 +24,9 @@ from bsdkit.errors import (
     StoreError,
     StoreLocked,
 )
-from bsdkit.extract import ExtractionReport, ExtractionSettings, Observer, WorkSlice, extract
+from bsdkit.extract import ExtractionReport, ExtractionSettings, WorkSlice, extract
 from bsdkit.extract.decode import Decoder, Request
+from bsdkit.progress import Progress
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature
 from bsdkit.store.merge import merge_stores
@@ -44,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 def embed(
     data: Path, store: Path, backbones: list[FakeBackbone], outputs: list[str] = ALL,
-    observer: Observer | None = None, **settings: object,
+    progress: Progress | None = None, **settings: object,
 ) -> dict[str, ExtractionReport]:  # fmt: skip
     clips = load(data)
     settings = {"shard_clips": 7, "batch_seconds": 2.0, **settings}
@@ -54,7 +55,7 @@ def embed(
         Store.create(store, clips),
         TEMPLATE,
         ExtractionSettings(**settings),  # type: ignore[arg-type]
-        observer=observer,
+        progress=progress,
     )
     return {report.feature: report for report in reports}
 
@@ -227,8 +228,13 @@ def test_a_file_that_vanishes_fails_alone_and_comes_back(data: Path, tmp_path: P
     last = str(load(data).ids[-1])  # more clips ahead of it than are decoded ahead
     place = data / f"audio/{last}.wav"
     content = place.read_bytes()
-    vanish = Observer(advance=lambda label, n: place.unlink(missing_ok=True))
-    report = embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["audio"], vanish, n_decoders=1)[
+
+    class Vanish(Progress):
+        def advance(self, name: str, n: int) -> None:
+            place.unlink(missing_ok=True)
+
+    backbone = FakeBackbone(OPTIONS)
+    report = embed(data, tmp_path / "s", [backbone], ["audio"], Vanish(), n_decoders=1)[
         "fake.audio"
     ]
     place.write_bytes(content)

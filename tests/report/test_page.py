@@ -36,7 +36,7 @@ from bsdkit.report.page.collect import comparison_of, make_comparison, make_repo
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.runs.predict import export_run
 from bsdkit.store.clips import write_clips
-from bsdkit.store.probabilities import import_probabilities
+from bsdkit.store.imports import import_probabilities
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import BST, Taxonomy
 from tests.conftest import ROOT

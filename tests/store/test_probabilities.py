@@ -19,13 +19,9 @@ from bsdkit.errors import BsdkitError, CorruptStore, DatasetError, IncompleteSto
 from bsdkit.metrics import evaluate
 from bsdkit.store import FAILED, OK, FeatureRows, Store
 from bsdkit.store.feature import read_feature, read_info, write_feature
+from bsdkit.store.imports import import_probabilities, read_folds
 from bsdkit.store.merge import merge_stores
-from bsdkit.store.probabilities import (
-    export_probabilities,
-    import_probabilities,
-    read_folds,
-    read_probabilities,
-)
+from bsdkit.store.probabilities import export_probabilities, read_probabilities
 from bsdkit.store.verify import verify_store
 from bsdkit.taxonomy import BST, Taxonomy, TaxonomyClass
 from tests.conftest import shared

@@ -19,10 +19,9 @@ import numpy.typing as npt
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import slug
 from bsdkit.priors.scores import prior_facts, prior_of_scores
 from bsdkit.store.feature import read_feature
-from bsdkit.store.kinds import PRIOR, Spec
+from bsdkit.store.kinds import PRIOR, TEXT_ENCODER_PRIOR, Spec, slug
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 
@@ -34,7 +33,7 @@ __all__ = [
     "encoder_spec",
 ]
 
-TEXT_ENCODER = "text-encoder"
+TEXT_ENCODER = TEXT_ENCODER_PRIOR.name
 """The engine, and the ``backbone`` in the spec of its priors."""
 
 CLASS_TEXT = "{name}. {description}"

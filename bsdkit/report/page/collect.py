@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -49,8 +48,7 @@ from bsdkit.runs.folder import Run, load_run
 from bsdkit.splits import Split, shared_groups
 from bsdkit.store.feature import OK, read_feature
 from bsdkit.store.files import open_h5
-from bsdkit.store.kinds import is_prior
-from bsdkit.store.probabilities import IMPORTED_PROBABILITIES
+from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
 
 __all__ = ["comparison_of", "make_comparison", "make_report", "report_of", "write_report"]
@@ -305,10 +303,6 @@ def _coverage(run: Run, store: Store | None) -> tuple[tuple[FeatureCoverage, ...
     return tuple(found), notes
 
 
-def _is_embedding(spec: Mapping[str, Any]) -> bool:
-    return not is_prior(spec) and spec.get("backbone") != IMPORTED_PROBABILITIES
-
-
 def _embedding(
     run: Run, store: Store, names: tuple[str, ...]
 ) -> tuple[list[Float32Array], npt.NDArray[np.bool_]]:
@@ -326,7 +320,7 @@ def _embedding(
 def _duplicates(run: Run, store: Store, split: Split) -> tuple[NearDuplicates | None, str]:
     """Near-duplicates in the first audio feature, or in the first embedding at all."""
     specs = {name: fact["spec"] for name, fact in run.facts["features"].items()}
-    names = [name for name, spec in specs.items() if _is_embedding(spec)]
+    names = [name for name, spec in specs.items() if kind_of(spec).is_embedding]
     # the imported do not say what they are made from, but by their names
     names.sort(key=lambda n: specs[n].get("kind") != "audio" and not n.endswith(".audio"))
     if not names:
@@ -347,7 +341,9 @@ def _maps(
     specs = {name: fact["spec"] for name, fact in run.facts["features"].items()}
     choices = [
         tuple(
-            f for f in run.recipe.members[name].features if f in specs and _is_embedding(specs[f])
+            f
+            for f in run.recipe.members[name].features
+            if f in specs and kind_of(specs[f]).is_embedding
         )
         for name in run.names
     ]
