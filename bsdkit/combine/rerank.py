@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as options
 
 from bsdkit.combine.decode import family_sums
 from bsdkit.combine.evidence import Evidence
@@ -50,7 +52,7 @@ _NUDGE = 1e-9
 """Probability that an overriding class gets where the swap leaves it level with another one."""
 
 
-@dataclass(frozen=True)
+@options(frozen=True, config=ConfigDict(extra="forbid"))
 class RerankOptions:
     """How candidates are reranked.
 
@@ -59,27 +61,43 @@ class RerankOptions:
             family is worth something).
         top: classes of the ensemble's ranking that are candidates.
         diverse: members whose first class is one too: those that disagree most.
-        tau: the margin by which a candidate must lead; None to tune it.
-        cross_tau: the same, across families; at least `tau`. None to tune it.
+        tau: the margin by which a candidate must lead, or ``tune``.
+        cross_tau: the same, across families; at least `tau`.
         rounds: trees.
         leaves: of a tree.
         learning_rate: of the booster.
         min_rows: candidates in a leaf at least.
         balance: how far rare classes count more: clips are weighted by share ** -balance.
         seed: of the booster.
+        similarity: a feature with one column a class: how near a clip's metadata are to it.
+
+    Raises:
+        ValueError: a margin is negative, or leaving the family is easier than staying.
     """
 
     objective: Literal["binary", "lambdarank"] = "binary"
-    top: int = 3
-    diverse: int = 3
-    tau: float | None = None
-    cross_tau: float | None = None
-    rounds: int = 120
-    leaves: int = 15
-    learning_rate: float = 0.05
-    min_rows: int = 40
-    balance: float = 0.5
-    seed: int = 0
+    top: int = Field(default=3, ge=1)
+    diverse: int = Field(default=3, ge=0)
+    tau: float | Literal["tune"] = "tune"
+    cross_tau: float | Literal["tune"] = "tune"
+    rounds: int = Field(default=120, ge=1)
+    leaves: int = Field(default=15, ge=2)
+    learning_rate: float = Field(default=0.05, gt=0)
+    min_rows: int = Field(default=40, ge=1)
+    balance: float = Field(default=0.5, ge=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    similarity: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tau", "cross_tau"):
+            value = getattr(self, name)
+            if value != "tune" and not value >= 0:
+                raise ValueError(f"{name} is {value!r}, expected 0 or more, or tune")
+        if self.tau != "tune" and self.cross_tau != "tune" and self.cross_tau < self.tau:
+            raise ValueError(
+                f"cross_tau is {self.cross_tau!r}, below tau: {self.tau!r}; leaving the family "
+                "must not be easier than staying"
+            )
 
 
 @dataclass(frozen=True)
@@ -365,7 +383,8 @@ def fit_reranker(
     diverse = diverse_members(evidence, options.diverse)
     candidates = candidates_of(evidence, options.top, diverse)
     table, names = _table(features_of(evidence, candidates, taxonomy))
-    tau, cross_tau = options.tau, options.cross_tau
+    tau = None if options.tau == "tune" else options.tau
+    cross_tau = None if options.cross_tau == "tune" else options.cross_tau
     if tau is None or cross_tau is None:
         scores = np.empty(len(table))
         for part in inner_folds(fold, labels):
