@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from bsdkit.combine import rerank
+from bsdkit.combine.candidates import candidates_of, diverse_members, features_of
 from bsdkit.combine.ensemble import combine
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.objective import Objective
@@ -21,9 +22,6 @@ from bsdkit.combine.rerank import (
     NEVER,
     Reranker,
     RerankOptions,
-    candidates_of,
-    diverse_members,
-    features_of,
     fit_reranker,
 )
 from bsdkit.taxonomy import BST, Taxonomy, TaxonomyClass
