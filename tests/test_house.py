@@ -16,7 +16,7 @@ PACKAGE = ROOT / "bsdkit"
 # From the ground up; a file imports from its own floor or below.
 FLOORS = [
     {"errors", "version"},
-    {"csvfile", "device", "location", "onednn", "progress"},
+    {"csvfile", "device", "location", "onednn", "progress", "registry"},
     {"taxonomy"},
     {"dataset", "splits", "audio", "metrics", "text", "predictions"},
     {"heads", "backbones", "store"},
@@ -143,3 +143,40 @@ def test_documented_names_are_there() -> None:
         assert getattr(bsdkit, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'fitt'"):
         bsdkit.fitt  # noqa: B018
+
+
+def test_a_recipe_is_refused_before_any_head_is_imported(tmp_path: Path) -> None:
+    good = "store: s\nmembers: {a: {head: mlp, features: x}}\n"
+    mistakes = {
+        "stor": good.replace("store", "stor"),
+        "metod": good + "ensemble: {metod: mean}\n",
+        "vote": good + "ensemble: {method: vote}\n",
+        "mpl": good.replace("mlp", "mpl"),
+    }
+    for name, text in mistakes.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    out = in_fresh_python(
+        "import sys\nsys.modules['torch'] = None\nimport bsdkit.recipe\n"
+        "print([m for m in ('torch', 'lightgbm', 'sklearn') if sys.modules.get(m)])\n"
+        "from bsdkit.errors import RecipeError\n"
+        f"for name in {list(mistakes)}:\n"
+        f"    try: bsdkit.recipe.load_recipe({str(tmp_path)!r} + f'/{{name}}.yaml')\n"
+        "    except RecipeError as error: print(error)\n"
+    )
+    (tmp_path / "plain.yaml").write_text(good.replace("head: mlp", "head: linear, CC: 1"))
+    plain = in_fresh_python(
+        "import sys, bsdkit.recipe\n"
+        f"try: bsdkit.recipe.load_recipe({str(tmp_path / 'plain.yaml')!r})\n"
+        "except Exception as error: print(error, 'torch' in sys.modules)"
+    )
+    assert "takes no 'CC'" in plain and plain.endswith("False\n")
+    heavy, *refusals = out.splitlines()
+    assert heavy == "[]" and len(refusals) == len(mistakes)
+    expected = (
+        "'stor': did you",
+        "'ensemble.metod': did you",
+        "method is 'vote'",
+        "'mpl': did you",
+    )
+    for words, said in zip(expected, refusals, strict=True):
+        assert words in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,13 @@ from bsdkit.challenge import (
 )
 from bsdkit.challenge.metadata import DEVELOPMENT
 from bsdkit.challenge.submission import MOST_SYSTEMS
+from bsdkit.combine.calibrate import CALIBRATIONS
+from bsdkit.combine.decode import DECODERS
+from bsdkit.combine.ensemble import METHODS
 from bsdkit.combine.rerank import Reranker
 from bsdkit.errors import DatasetError, RecipeError, nearest
-from bsdkit.heads.registry import head_parameters
+from bsdkit.heads.registry import get_head_class, head_parameters
+from bsdkit.heads.training.options import TrainingOptions
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import needed_features, predict_run, with_inputs
 from bsdkit.store.kinds import kind_of
@@ -255,7 +260,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
         rerank_parameters=sum(
             trees_in(step.model) for step in run.chain.steps if isinstance(step, Reranker)
         ),
-        decision=_decision(recipe.decode),
+        decision=DECODERS[recipe.decode].label,
         fallback=run.facts["fallback"],
         hierarchy="; ".join(_hierarchy(run)),
         augmentation=", ".join(_augmentations(run)),
@@ -265,14 +270,6 @@ def describe_system(run: Run, label: str, about: About) -> System:
             for feature, spec in theirs.items()
         ),
     )
-
-
-def _decision(decoding: str) -> str:
-    return {
-        "argmax": "the most probable class",
-        "family_first": "the most probable class of the most probable family",
-        "expected_hF": "the class of the highest expected credit",
-    }[decoding]
 
 
 def _settings(run: Run) -> dict[str, dict[str, Any]]:
@@ -287,49 +284,38 @@ def _settings(run: Run) -> dict[str, dict[str, Any]]:
 
 def _augmentations(run: Run) -> list[str]:
     """Options of members that change their training inputs, where they are on."""
-    options = ("mixup", "cutmix", "noise", "mask", "modality_dropout", "same_class_swap")
+    settings = _settings(run).values()
     return [
-        option.replace("_", " ")
-        for option in options
-        if any(settings.get(option) for settings in _settings(run).values())
+        option.name.replace("_", " ")
+        for option in dataclasses.fields(TrainingOptions)
+        if option.metadata.get("augments") and any(one.get(option.name) for one in settings)
     ]
 
 
 def _hierarchy(run: Run) -> list[str]:
     """What in a run makes something of the families."""
     recipe, settings = run.recipe, _settings(run)
-    found = []
-    heads = {recipe.members[name].head for name in settings}
-    if "two_level" in heads:
-        found.append("heads of family and class within the family")
-    for option, words in (
-        ("parent_weight", "a loss term of the family"),
-        ("hf_weight", "an expected-hF loss term"),
-    ):
-        if any(one.get(option) for one in settings.values()):
+    found: list[str] = []
+    heads = dict.fromkeys(recipe.members[name].head for name in settings)
+    found += filter(None, dict.fromkeys(get_head_class(head).uses_families for head in heads))
+    for option in dataclasses.fields(TrainingOptions):
+        words = option.metadata.get("uses_families")
+        if words and any(one.get(option.name) for one in settings.values()):
             found.append(words)
-    if recipe.calibrate == "family":
-        found.append("a temperature for each family")
+    if CALIBRATIONS[recipe.calibrate].uses_families:
+        found.append(CALIBRATIONS[recipe.calibrate].uses_families)
     if recipe.rerank is not None:
         found.append("a reranker that leaves a family only by a larger margin")
-    if recipe.decode != "argmax":
-        found.append(_decision(recipe.decode))
+    if DECODERS[recipe.decode].uses_families:
+        found.append(DECODERS[recipe.decode].label)
     return found
 
 
 def _steps(run: Run) -> str:
     """The steps after the members, in words."""
     recipe = run.recipe
-    words = {
-        "mean": "equal weights",
-        "weights": "weights searched by TPE",
-        "greedy": "forward selection with replacement",
-        "subsets": "the best equal-weighted subset",
-        "stacking": "convex weights of least log loss",
-        "frozen": "given weights",
-    }
     steps = [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
-    steps.append(f"mean of {recipe.ensemble.space}, {words[recipe.ensemble.method]}")
+    steps.append(f"mean of {recipe.ensemble.space}, {METHODS[recipe.ensemble.method].label}")
     if recipe.rerank is not None:
         steps.append(f"LightGBM reranker of the first classes ({recipe.rerank.objective})")
     if recipe.adjust is not None:

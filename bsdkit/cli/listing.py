@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -71,6 +71,7 @@ def heads_command() -> None:
 
     from bsdkit.heads.registry import head_classes, head_parameters
     from bsdkit.heads.training import TrainingOptions
+    from bsdkit.recipe.schema import MemberRecipe
 
     options = {field.name: field.default for field in dataclasses.fields(TrainingOptions)}
 
@@ -86,8 +87,12 @@ def heads_command() -> None:
             name += " *"
         typer.echo(f"{name}: {shown(parameters)}")
     typer.echo(f"\n* and: {shown(options)}")
+    beside = []
+    for key, info in MemberRecipe.model_fields.items():
+        if key not in ("head", "features", "imported", "distill", "extra"):
+            choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
+            beside.append(key + f" ({', '.join(choices)})" * bool(choices))
     typer.echo(
-        "\nAny member: seeds, validation, confidence (none, linear, shifted, binary), "
-        "min_confidence, probabilities; those with * also distill and extra. A member trained "
+        f"\nAny member: {', '.join(beside)}; those with * also distill and extra. A member trained "
         "elsewhere is {imported: FEATURE}; see bsdkit import."
     )

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as options
 
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.objective import Objective, normalised
 
-__all__ = ["TAUS", "Adjustment", "fit_adjustment"]
+__all__ = ["TAUS", "AdjustOptions", "Adjustment", "fit_adjustment"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 TAUS = tuple(round(0.05 * i, 2) for i in range(-10, 31))
 """What tuning tries, the nearest to 0 (no adjustment) first among equals."""
+
+
+@options(frozen=True, config=ConfigDict(extra="forbid"))
+class AdjustOptions:
+    """How far probabilities are adjusted.
+
+    Attributes:
+        tau: see `Adjustment`, or ``tune``.
+    """
+
+    tau: float | Literal["tune"] = "tune"
 
 
 @dataclass(frozen=True)
@@ -56,12 +69,12 @@ class Adjustment:
 
 
 def fit_adjustment(
-    tau: float | None, evidence: Evidence, labels: IntArray, objective: Objective
+    tau: float | Literal["tune"], evidence: Evidence, labels: IntArray, objective: Objective
 ) -> Adjustment:
     """The adjustment for a target.
 
     Args:
-        tau: how far; None for the one of TAUS with the best objective.
+        tau: how far; ``tune`` for the one of TAUS with the best objective.
         evidence: n clips, averaged.
         labels: class positions [n]; their shares are the prior.
         objective: with the target; balanced where it has none.
@@ -72,7 +85,7 @@ def fit_adjustment(
     wanted = np.full(n, 1.0 / n) if objective.target is None else np.array(objective.target)
     target = np.maximum(wanted / wanted.sum(), 1e-6)
     shift = tuple((np.log(prior) - np.log(target)).tolist())
-    if tau is not None:
+    if tau != "tune":
         return Adjustment(tau, shift)
     best, highest = 0.0, -1.0
     for candidate in sorted(TAUS, key=lambda t: (abs(t), t)):

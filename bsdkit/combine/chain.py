@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.adjust import Adjustment, fit_adjustment
+from bsdkit.combine.adjust import Adjustment, AdjustOptions, fit_adjustment
 from bsdkit.combine.calibrate import CalibrationMethod, Calibrator, fit_calibration
 from bsdkit.combine.ensemble import Ensemble, EnsembleOptions, combine, fit_ensemble
 from bsdkit.combine.evidence import Evidence
@@ -178,9 +178,9 @@ class Rerank:
 
 @dataclass(frozen=True)
 class Adjust:
-    """Shifts the probabilities to other class frequencies; tau is tuned where it is None."""
+    """Shifts the probabilities to other class frequencies."""
 
-    tau: float | None
+    options: AdjustOptions
     name: str = "adjust"
     learns: bool = True
 
@@ -188,7 +188,7 @@ class Adjust:
         self, evidence: Evidence, labels: IntArray, fold: IntArray, objective: Objective
     ) -> Adjustment:
         """See `Step`."""
-        return fit_adjustment(self.tau, evidence, labels, objective)
+        return fit_adjustment(self.options.tau, evidence, labels, objective)
 
 
 @dataclass(frozen=True)

@@ -7,39 +7,71 @@ gives them the clips of other folds only.
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as options
 from threadpoolctl import threadpool_limits
 
+from bsdkit.combine.limits import Limits
 from bsdkit.combine.objective import Objective, WeightScorer, average, normalised
 from bsdkit.errors import RecipeError
+from bsdkit.registry import Registry
 
 __all__ = [
     "METHODS",
     "Ensemble",
     "EnsembleOptions",
-    "Limits",
     "Method",
+    "Problem",
     "Space",
     "check_options",
     "combine",
     "fit_ensemble",
+    "register",
 ]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-Method = Literal["mean", "weights", "greedy", "subsets", "stacking", "frozen"]
+Find = Callable[["Problem"], FloatArray]
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """A way to weigh members.
+
+    Attributes:
+        label: in the words of a submission.
+        find: the weights [n_members] of a problem, which add up to 1.
+        learns: whether they come from labels; such a method is not asked about one member.
+    """
+
+    label: str
+    find: Find
+    learns: bool = True
+
+
+METHODS: Registry[Weighting] = Registry("ensemble method")
+Method = Annotated[str, AfterValidator(METHODS.known)]
 Space = Literal["probabilities", "logits"]
 
-METHODS: tuple[Method, ...] = ("mean", "weights", "greedy", "subsets", "stacking", "frozen")
-"""All weights equal; found by TPE; forward selection; the best subset; least log loss; given."""
+
+def register(name: str, label: str, *, learns: bool = True) -> Callable[[Find], Find]:
+    """A decorator that makes a function known as an ensemble method; see `Weighting`."""
+
+    def decorate(find: Find) -> Find:
+        METHODS.add(name, Weighting(label, find, learns))
+        return find
+
+    return decorate
+
 
 MOST_SUBSETS = 100_000
 """Subsets that `subsets` tries at most."""
@@ -55,7 +87,7 @@ _STUDY = 100
 studies, each of which knows the best of those before."""
 
 
-@dataclass(frozen=True)
+@options(frozen=True, config=ConfigDict(extra="forbid"))
 class EnsembleOptions:
     """How members are to be averaged.
 
@@ -69,23 +101,42 @@ class EnsembleOptions:
             ``{"*-audio": 0.4}``; a member belongs to the first pattern that it matches.
         min_weight: a member with a smaller share is left out, the lightest first.
         seed: of ``weights``.
-        frozen: weights by member, for ``frozen``.
+        members: which; None for all.
+        weights: by member, for ``frozen``.
+        file: JSON or YAML with weights by member, for ``frozen``, such as the ensemble.json of a
+            run on other clips.
+
+    Raises:
+        ValueError: options that do not go together.
     """
 
     method: Method = "weights"
     space: Space = "probabilities"
-    trials: int = 200
-    rounds: int = 50
-    largest: int = 3
-    caps: Mapping[str, float] = field(default_factory=dict)
-    min_weight: float = 0.0
+    trials: int = Field(default=100, ge=1)
+    rounds: int = Field(default=50, ge=1)
+    largest: int = Field(default=3, ge=1)
+    caps: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
+    min_weight: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
-    frozen: Mapping[str, float] = field(default_factory=dict)
+    members: Annotated[list[str], Field(min_length=1)] | None = None
+    weights: dict[str, float] | None = None
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        given = self.file is not None or self.weights is not None
+        if self.method == "frozen" and (self.file is None) == (self.weights is None):
+            raise ValueError(
+                "method: frozen needs weights: {member: share} or file: with such lines"
+            )
+        if self.method != "frozen" and given:
+            raise ValueError("weights and file are for method: frozen")
+        if self.method == "frozen" and (self.caps or self.min_weight):
+            raise ValueError("caps and min_weight change weights, those of frozen are given")
 
     @property
     def learns(self) -> bool:
         """Whether the weights come from labels."""
-        return self.method not in ("mean", "frozen")
+        return METHODS[self.method].learns
 
 
 @dataclass(frozen=True)
@@ -147,89 +198,42 @@ def _logarithm(probabilities: FloatArray) -> FloatArray:
     return np.asarray(np.log(np.maximum(probabilities, _FLOOR)))
 
 
-class Limits:
-    """The weightings that options allow.
+@dataclass(frozen=True)
+class Problem:
+    """What an ensemble method is asked.
 
-    Args:
-        options: for caps and the smallest weight.
+    Attributes:
+        options: how.
+        probabilities: [n_members, n_clips, n_classes].
+        labels: class positions [n_clips].
+        objective: what a search maximises.
         names: the members.
-
-    Raises:
-        RecipeError: the caps leave less than the whole weight.
+        limits: the weightings that are allowed.
+        on_trial: called with 1 after each trial of a long search.
     """
 
-    def __init__(self, options: EnsembleOptions, names: Sequence[str]) -> None:
-        patterns = list(options.caps)
-        self._group = np.array(
-            [
-                next((i for i, p in enumerate(patterns) if fnmatch.fnmatchcase(name, p)), -1)
-                for name in names
-            ]
-        )
-        self._caps = [options.caps[p] for p in patterns]
-        self._min = options.min_weight
-        for i, pattern in enumerate(patterns):
-            if not (self._group == i).any():
-                raise RecipeError(
-                    f"ensemble.caps names {pattern!r}, which no member matches that an earlier "
-                    f"pattern does not; the members are {', '.join(names)}"
-                )
-        used = sum(self._caps)
-        if not self._can_hold(np.ones(len(names), bool)):
-            raise RecipeError(
-                f"ensemble.caps leave {used:g} of the weight to all members, expected 1 or more"
-            )
+    options: EnsembleOptions
+    probabilities: FloatArray
+    labels: IntArray
+    objective: Objective
+    names: Sequence[str]
+    limits: Limits
+    on_trial: Callable[[int], None] | None = None
 
-    def __call__(self, weights: npt.ArrayLike) -> FloatArray:
-        """The nearest allowed weights [n_members], adding up to 1.
+    @property
+    def scores(self) -> FloatArray:
+        """What is averaged [n_members, n_clips, n_classes]: probabilities or their logarithms."""
+        if self.options.space == "probabilities":
+            return self.probabilities
+        return _logarithm(self.probabilities)
 
-        The excess of a group over its cap goes to the members outside, in proportion to their
-        weights. Of the weights below the smallest the least is then left out (of equals the
-        later one) until there is none, or the caps need every member that is left.
-        """
-        w = np.asarray(weights, np.float64)
-        kept = np.ones(len(w), bool)
-        w = self._capped(w, kept)
-        while True:
-            for i in np.lexsort((-np.arange(len(w)), w)):
-                rest = kept & (np.arange(len(w)) != i)
-                if 0 < w[i] < self._min - 1e-12 and self._can_hold(rest):
-                    break
-            else:
-                return w
-            kept = rest
-            w = self._capped(np.where(kept, w, 0.0), kept)
-
-    def _can_hold(self, kept: npt.NDArray[np.bool_]) -> bool:
-        """Whether these members can share the whole weight."""
-        groups = np.unique(self._group[kept])
-        if not len(groups) or groups[0] < 0:
-            return bool(len(groups))
-        return bool(sum(self._caps[i] for i in groups) >= 1 - 1e-12)
-
-    def _capped(self, weights: FloatArray, kept: npt.NDArray[np.bool_]) -> FloatArray:
-        """The weights of the members kept, shared anew."""
-        total = weights.sum()
-        w = weights / total if total > 0 else kept / kept.sum()
-        full: set[int] = set()
-        while True:
-            over = [
-                i
-                for i, cap in enumerate(self._caps)
-                if i not in full and w[self._group == i].sum() > cap + 1e-12
-            ]
-            if not over:
-                return np.asarray(w)
-            for i in over:
-                inside = self._group == i
-                w[inside] *= self._caps[i] / w[inside].sum()
-                full.add(i)
-            is_free = kept & ~np.isin(self._group, list(full))
-            if not is_free.any():  # the caps add up to 1, but for rounding
-                return np.asarray(w / w.sum())
-            rest = 1 - w[~is_free].sum()
-            free = w[is_free].sum()
-            w[is_free] = w[is_free] / free * rest if free > 0 else rest / is_free.sum()
+    @contextmanager
+    def contest(self) -> Iterator[WeightScorer]:
+        """Scores weightings by the objective."""
+        is_log = self.options.space == "logits"
+        scorer = WeightScorer(self.scores, self.labels, self.objective, is_log=is_log)
+        with threadpool_limits(limits=1, user_api="blas"):  # the products are too small to share
+            yield scorer
 
 
 def fit_ensemble(
@@ -241,23 +245,7 @@ def fit_ensemble(
     names: Sequence[str] | None = None,
     on_trial: Callable[[int], None] | None = None,
 ) -> Ensemble:
-    """The ensemble of these members on these clips.
-
-    - ``mean``: all weights equal.
-    - ``weights``: Optuna's TPE sampler (Bergstra et al., NIPS 2011; multivariate), seeded and in
-      one thread, on the simplex: a weight is the logarithm of a uniform number, so that the
-      weightings are spread evenly. The plain mean and each member alone are tried first.
-    - ``greedy``: forward selection with replacement (Caruana et al., ICML 2004, section 2): from
-      nothing, the member that helps most is added, again and again; the best of all rounds stays.
-    - ``subsets``: the best equal-weighted subset of at most `largest` members, the smaller and
-      then the earlier one of equals.
-    - ``stacking``: convex weights of least log loss (Breiman, Machine Learning 1996, stacked
-      regressions under the constraints of its section 3; van der Laan et al. 2007), a problem
-      with one minimum.
-    - ``frozen``: the given weights.
-
-    Of equal scores the earlier one wins. After ``weights``, a member that can be left out without
-    loss is: weight that changes nothing here is a risk elsewhere.
+    """The ensemble of these members on these clips; of equal scores the earlier one wins.
 
     Args:
         options: how.
@@ -273,24 +261,15 @@ def fit_ensemble(
     """
     n_members = len(probabilities)
     names = [str(i) for i in range(n_members)] if names is None else list(names)
-    limits = Limits(options, names)
-    if options.method == "frozen":
-        return Ensemble("frozen", _frozen(options, names), options.space)
-    if options.method == "mean" or n_members == 1:
-        return Ensemble(options.method, tuple(limits(np.ones(n_members)).tolist()), options.space)
-    if options.method == "stacking":
-        w = limits(_stacked(probabilities, labels, objective, options.space))
-        return Ensemble("stacking", tuple(w.tolist()), options.space)
-    scores = probabilities if options.space == "probabilities" else _logarithm(probabilities)
-    contest = WeightScorer(scores, labels, objective, is_log=options.space == "logits")
-    with threadpool_limits(limits=1, user_api="blas"):  # the products are too small to share
-        if options.method == "greedy":
-            w = _greedy(contest, limits, options.rounds)
-        elif options.method == "subsets":
-            w = _best_subset(contest, limits, options.largest)
-        else:
-            w = _without_idle(contest, limits, _searched(contest, limits, options, on_trial))
-    return Ensemble(options.method, tuple(w.tolist()), options.space)
+    limits = Limits(options.caps, options.min_weight, names)
+    method = METHODS[options.method]
+    if n_members == 1 and method.learns:
+        weights = limits(np.ones(1))
+    else:
+        weights = method.find(
+            Problem(options, probabilities, labels, objective, names, limits, on_trial)
+        )
+    return Ensemble(options.method, tuple(weights.tolist()), options.space)
 
 
 def check_options(options: EnsembleOptions, names: Sequence[str]) -> None:
@@ -299,25 +278,49 @@ def check_options(options: EnsembleOptions, names: Sequence[str]) -> None:
     Raises:
         RecipeError: see `fit_ensemble`.
     """
-    Limits(options, names)
+    Limits(options.caps, options.min_weight, names)
     if options.method == "frozen":
-        _frozen(options, names)
+        _frozen(options.weights or {}, names)
 
 
-def _frozen(options: EnsembleOptions, names: Sequence[str]) -> tuple[float, ...]:
-    unknown = [name for name in options.frozen if name not in names]
+@register("mean", "equal weights", learns=False)
+def _equal(problem: Problem) -> FloatArray:
+    return problem.limits(np.ones(len(problem.names)))
+
+
+@register("frozen", "given weights", learns=False)
+def _given(problem: Problem) -> FloatArray:
+    return _frozen(problem.options.weights or {}, problem.names)
+
+
+def _frozen(weights: Mapping[str, float], names: Sequence[str]) -> FloatArray:
+    unknown = [name for name in weights if name not in names]
     if unknown:
         raise RecipeError(
             f"the frozen weights name {unknown[0]!r}, which is no member of this ensemble: "
             f"{', '.join(names)}"
         )
-    w = np.array([options.frozen.get(name, 0.0) for name in names])
+    w = np.array([weights.get(name, 0.0) for name in names])
     if not (np.isfinite(w) & (w >= 0)).all() or not w.sum() > 0:
         raise RecipeError(
             "frozen weights must be finite and not negative, nor all zero; found "
             + ", ".join(f"{name} {value:g}" for name, value in zip(names, w, strict=True))
         )
-    return tuple((w / w.sum()).tolist())
+    return np.asarray(w / w.sum())
+
+
+@register("weights", "weights searched by TPE")
+def _by_tpe(problem: Problem) -> FloatArray:
+    """The best weighting of Optuna's TPE sampler, without members that add nothing.
+
+    Bergstra et al., NIPS 2011; multivariate, seeded, on the simplex: a weight is the logarithm
+    of a uniform number, so that the weightings are spread evenly. The plain mean and each member
+    alone are tried first. A member that can be left out without loss is: weight that changes
+    nothing here is a risk elsewhere.
+    """
+    with problem.contest() as contest:
+        w = _searched(contest, problem.limits, problem.options, problem.on_trial)
+        return _without_idle(contest, problem.limits, w)
 
 
 def _searched(
@@ -379,22 +382,30 @@ def _without_idle(contest: WeightScorer, limits: Limits, weights: FloatArray) ->
     return weights
 
 
-def _greedy(contest: WeightScorer, limits: Limits, rounds: int) -> FloatArray:
-    n = contest.n_members
+@register("greedy", "forward selection with replacement")
+def _greedy(problem: Problem) -> FloatArray:
+    """The best round of forward selection (Caruana et al., ICML 2004, section 2).
+
+    From nothing, the member that helps most is added, again and again.
+    """
+    limits, n = problem.limits, len(problem.names)
     counts = np.zeros(n)
     best, best_weights = -1.0, np.full(n, 1.0 / n)
-    for _ in range(rounds):
-        tried = [limits(counts + np.eye(n)[i]) for i in range(n)]
-        scores = [contest.score(w) for w in tried]
-        chosen = int(np.argmax(scores))
-        counts[chosen] += 1
-        if scores[chosen] > best:
-            best, best_weights = scores[chosen], tried[chosen]
+    with problem.contest() as contest:
+        for _ in range(problem.options.rounds):
+            tried = [limits(counts + np.eye(n)[i]) for i in range(n)]
+            scores = [contest.score(w) for w in tried]
+            chosen = int(np.argmax(scores))
+            counts[chosen] += 1
+            if scores[chosen] > best:
+                best, best_weights = scores[chosen], tried[chosen]
     return best_weights
 
 
-def _best_subset(contest: WeightScorer, limits: Limits, largest: int) -> FloatArray:
-    n = contest.n_members
+@register("subsets", "the best equal-weighted subset")
+def _best_subset(problem: Problem) -> FloatArray:
+    """Of at most `largest` members; the smaller and then the earlier one of equals."""
+    n, largest = len(problem.names), problem.options.largest
     sizes = range(1, min(largest, n) + 1)
     n_subsets = sum(math.comb(n, size) for size in sizes)
     if n_subsets > MOST_SUBSETS:
@@ -403,32 +414,34 @@ def _best_subset(contest: WeightScorer, limits: Limits, largest: int) -> FloatAr
             f"{MOST_SUBSETS:,}; write a smaller ensemble.largest, or method: greedy"
         )
     best, best_weights = -1.0, np.full(n, 1.0 / n)
-    for size in sizes:
-        for chosen in itertools.combinations(range(n), size):
-            w = np.zeros(n)
-            w[list(chosen)] = 1.0
-            w = limits(w)
-            score = contest.score(w)
-            if score > best:
-                best, best_weights = score, w
+    with problem.contest() as contest:
+        for size in sizes:
+            for chosen in itertools.combinations(range(n), size):
+                w = np.zeros(n)
+                w[list(chosen)] = 1.0
+                w = problem.limits(w)
+                score = contest.score(w)
+                if score > best:
+                    best, best_weights = score, w
     return best_weights
 
 
-def _stacked(
-    probabilities: FloatArray, labels: IntArray, objective: Objective, space: Space
-) -> FloatArray:
+@register("stacking", "convex weights of least log loss")
+def _stacked(problem: Problem) -> FloatArray:
     """Convex weights [n_members] of least log loss, clips counted as the objective counts them.
 
+    Breiman, Machine Learning 1996, stacked regressions under the constraints of its section 3;
+    van der Laan et al. 2007.
     A member counts, where it has no prediction, as the plain mean of the others: what is left
     is a convex problem, for sequential quadratic programming (Kraft, DFVLR-FB 88-28, 1988).
     """
     from scipy.optimize import minimize
 
+    probabilities, labels, scores = problem.probabilities, problem.labels, problem.scores
     n_members, n, n_classes = probabilities.shape
-    importance = objective.scale(labels)[labels]
+    importance = problem.objective.scale(labels)[labels]
     importance = importance / importance.sum()
     is_there = ~np.isnan(probabilities[:, :, 0])
-    scores = probabilities if space == "probabilities" else _logarithm(probabilities)
     if not is_there.all():
         others, total = average(scores, np.ones(n_members))
         others[total == 0] = 1.0 / n_classes
@@ -449,7 +462,7 @@ def _stacked(
         return loss, np.einsum("mnc,nc->m", scores, p) - np.einsum("mn,n->m", true, importance)
 
     found = minimize(
-        of_probabilities if space == "probabilities" else of_logits,
+        of_probabilities if problem.options.space == "probabilities" else of_logits,
         np.full(n_members, 1.0 / n_members),
         jac=True,
         method="SLSQP",
@@ -462,4 +475,4 @@ def _stacked(
         options={"ftol": 1e-9, "maxiter": 200},
     )
     w = np.where(found.x > 1e-5, found.x, 0.0)  # what is left of a weight that ran into its bound
-    return np.asarray(w / w.sum())
+    return problem.limits(w / w.sum())

@@ -19,10 +19,11 @@ from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.experiments.ablation_table import ENSEMBLE, Ablation, Judged
 from bsdkit.heads.registry import head_parameters
 from bsdkit.members.member import MemberResult
-from bsdkit.members.plan import Distillation, ExtraPlan, MemberPlan, Task
+from bsdkit.members.plan import MemberPlan, Task
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.metrics import Interval, Spread, bootstrap, compare, holm, spread
 from bsdkit.recipe.schema import Recipe
+from bsdkit.recipe.teaching import Distillation, ExtraPlan
 from bsdkit.recipe.vary import changed
 from bsdkit.runs.scoring import class_shares, combine_members, objective_of
 

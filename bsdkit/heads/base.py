@@ -23,7 +23,7 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     The scikit-learn contract holds strictly: arguments are only stored by ``__init__``,
     fitted state ends in an underscore, ``predict_proba`` is float64 with rows that sum to 1
     and columns in the order of ``classes_``. X is cast to float32 once, at the border.
-    A subclass lives in one file of `bsdkit.heads` under ``@register("name")``.
+    A subclass lives in the file ``name.py`` of `bsdkit.heads` under ``@register("name")``.
     """
 
     name: ClassVar[str]
@@ -41,6 +41,13 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     takes_families: ClassVar[bool] = False
     """Whether the head has a parameter ``families``: the family number of each class."""
+
+    is_torch: ClassVar[bool] = False
+    """Whether it is a `bsdkit.heads.torch_head.TorchHead`: trained in stacks, with validation
+    rows, teachers and extra clips."""
+
+    uses_families: ClassVar[str] = ""
+    """What it makes of the taxonomy's families, in the words of a submission; empty for nothing."""
 
     cost: ClassVar[float] = 1e6
     """Roughly how many operations a fit takes a row; decides whether folds run side by side."""

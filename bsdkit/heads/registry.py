@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["get_head_class", "head_classes", "head_parameters", "make_head", "register"]
 
 ENTRY_POINT_GROUP = "bsdkit.heads"
-_INFRASTRUCTURE = {"base", "class_weights", "normalize", "plain", "registry", "stack", "torch_head"}
+_INFRASTRUCTURE = {
+    "base", "class_weights", "normalize", "plain", "registry", "torch_head", "training",
+}  # fmt: skip
 
 
 _log = logging.getLogger(__name__)
@@ -39,10 +41,14 @@ def register(name: str) -> Callable[[type[Head]], type[Head]]:
 
 
 @functools.cache
-def _scan() -> None:
-    for module in pkgutil.iter_modules(bsdkit.heads.__path__):
-        if module.name not in _INFRASTRUCTURE:
-            importlib.import_module(f"bsdkit.heads.{module.name}")
+def _files() -> frozenset[str]:
+    """Heads of this folder: a head's file has its name, so that it is found without the others."""
+    modules = pkgutil.iter_modules(bsdkit.heads.__path__)
+    return frozenset(module.name for module in modules) - _INFRASTRUCTURE
+
+
+@functools.cache
+def _load_plugins() -> None:
     for entry in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             entry.load()
@@ -52,20 +58,25 @@ def _scan() -> None:
 
 def head_classes() -> dict[str, type[Head]]:
     """All registered heads by name, sorted."""
-    _scan()
+    for name in _files():
+        importlib.import_module(f"bsdkit.heads.{name}")
+    _load_plugins()
     return dict(sorted(_classes.items()))
 
 
 def get_head_class(name: str) -> type[Head]:
-    """The head of that name.
+    """The head of that name; of the heads of this folder only its own file is imported.
 
     Raises:
         HeadError: there is none; the message names the nearest.
     """
-    classes = head_classes()
-    if name not in classes:
-        raise HeadError(f"unknown head {name!r}: {nearest(name, classes)}")
-    return classes[name]
+    if name not in _classes and name in _files():
+        importlib.import_module(f"bsdkit.heads.{name}")
+    elif name not in _classes:
+        _load_plugins()
+    if name not in _classes:
+        raise HeadError(f"unknown head {name!r}: {nearest(name, _files() | set(_classes))}")
+    return _classes[name]
 
 
 def head_parameters(name: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class TorchHead(TrainingOptions, Head):
     normalize: str | Sequence[str] = "layer"
     random_state: int = 0
 
+    is_torch: ClassVar[bool] = True
     is_stochastic: ClassVar[bool] = True
     takes_blocks: ClassVar[bool] = True
     takes_families: ClassVar[bool] = True

@@ -101,6 +101,7 @@ class TwoLevelHead(TorchHead):
     dropout: float = 0.3
     decoding: str = "product"
 
+    uses_families: ClassVar[str] = "heads of family and class within the family"
     gives_embedding: ClassVar[bool] = True
 
     def check(self) -> None:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bsdkit.heads.registry import get_head_class
-from bsdkit.heads.torch_head import TorchHead
+from bsdkit.recipe.teaching import IMPORTED, Distillation, ExtraPlan
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
-    "IMPORTED",
-    "Distillation",
     "ExtraClips",
-    "ExtraPlan",
     "Features",
     "Inputs",
     "MemberPlan",
@@ -27,70 +24,8 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 
-IMPORTED = "imported"
-"""What stands for the head of a member that was trained elsewhere."""
-
 Features = tuple[str, ...]
 """Names of the features that a member takes, in order."""
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """Targets of the development clips that lean on teachers.
-
-    A clip's loss is cross-entropy with its label, plus `soft` times cross-entropy with the
-    teachers' probabilities, plus `hard` times cross-entropy with their most probable class:
-    the clean term dominates while soft + hard < 1.
-
-    Attributes:
-        teachers: members of the recipe.
-        soft: weight of the soft term.
-        hard: weight of the hard term.
-        temperature: what the mean log-probabilities are divided by before the softmax.
-    """
-
-    teachers: tuple[str, ...]
-    soft: float = 0.5
-    hard: float = 0.0
-    temperature: float = 1.0
-
-
-@dataclass(frozen=True)
-class ExtraPlan:
-    """How a member uses clips of another store, whose labels are of another quality.
-
-    Attributes:
-        store: where they are.
-        labels: ``given``: the store's own; ``agreement``: the class that at least `at_least`
-            teachers name, clips without one left out; ``soft``: the softmax of the teachers'
-            mean log-probabilities, mixed with the given label.
-        teachers: members of the recipe; none for ``given``.
-        weight: of a clip in the loss, where a development clip has 1.
-        at_least: see `labels`.
-        temperature: see `Distillation`.
-        share: the teachers' share of a ``soft`` target; two numbers to draw it between them
-            for each seed.
-        subset: ``all``; ``random``; ``confident``: those of which the teachers are surest.
-        fraction: how many of them to use.
-        stage: ``together`` with the development clips; ``before`` them: pretraining on the
-            extra clips alone, then fine-tuning on the development clips.
-        constant_steps: whether fewer clips are repeated, so that an epoch has as many steps as
-            with all of them.
-        pretrain: settings of the head that differ in the stage ``before``.
-    """
-
-    store: str
-    labels: str = "given"
-    teachers: tuple[str, ...] = ()
-    weight: float = 1.0
-    at_least: int = 2
-    temperature: float = 1.0
-    share: tuple[float, float] = (1.0, 1.0)
-    subset: str = "all"
-    fraction: float = 1.0
-    stage: str = "together"
-    constant_steps: bool = True
-    pretrain: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +75,7 @@ class MemberPlan:
     @property
     def is_torch(self) -> bool:
         """Whether its head is trained in stacks."""
-        return not self.is_imported and issubclass(get_head_class(self.head), TorchHead)
+        return not self.is_imported and get_head_class(self.head).is_torch
 
     @property
     def uses_validation(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.heads.registry import get_head_class, head_parameters
 from bsdkit.members.member import MemberModel, MemberResult
 from bsdkit.members.plan import MemberPlan
+from bsdkit.recipe.teaching import Distillation, ExtraPlan
 from bsdkit.splits import Split
 from bsdkit.store.files import atomic_h5, open_h5
 
@@ -74,9 +76,8 @@ def member_key(
         if plan.confidence != "none" or plan.min_confidence > 0
         else None,
         # teachers are known by what they learned from (context), not by their names
-        "distillation": plan.distillation and {**vars(plan.distillation), "teachers": None},
-        "extra": plan.extra
-        and {**vars(plan.extra), "teachers": None, "pretrain": dict(plan.extra.pretrain)},
+        "distillation": plan.distillation and _fields(plan.distillation),
+        "extra": plan.extra and {**_fields(plan.extra), "share": plan.extra.shares},
         "context": list(context),
         "folds": None if folds is None else list(folds),
         "features": feature_checksums,
@@ -89,6 +90,12 @@ def member_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _fields(plan: Distillation | ExtraPlan) -> dict[str, Any]:
+    """What a plan says beside who teaches."""
+    fields = dataclasses.fields(plan)
+    return {field.name: getattr(plan, field.name) for field in fields} | {"teachers": None}
 
 
 def save_member(folder: Path, result: MemberResult) -> None:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from bsdkit.errors import HeadError
 from bsdkit.heads.plain import softmax
-from bsdkit.members.plan import Distillation, ExtraClips, ExtraPlan, MemberPlan, Task
+from bsdkit.members.plan import ExtraClips, MemberPlan, Task
+from bsdkit.recipe.teaching import Distillation, ExtraPlan
 
 __all__ = [
     "ExtraTargets",
@@ -144,7 +145,7 @@ def extra_targets(
             share[:] = 1.0
         else:
             soft[:] = mean
-            low, high = plan.share
+            low, high = plan.shares
             share[:] = rng.uniform(low, high)
             share[:, ~has_label] = 1.0
     n_rows = usable.sum(axis=1)

@@ -27,7 +27,7 @@ from bsdkit.members.member import (
     pair_probabilities,
     train_members,
 )
-from bsdkit.members.plan import Distillation, ExtraClips, ExtraPlan, Inputs, MemberPlan, Task
+from bsdkit.members.plan import ExtraClips, Inputs, MemberPlan, Task
 from bsdkit.members.saved import load_member, load_pairs, member_key, save_member, save_pairs
 from bsdkit.members.teachers import TeacherTargets, training_waves
 from bsdkit.recipe.schema import Recipe
@@ -42,13 +42,6 @@ __all__ = ["MemberTrainer", "member_inputs", "member_plan"]
 def member_plan(name: str, recipe: Recipe) -> MemberPlan:
     """What the trainer needs to know of a recipe's member."""
     member = recipe.members[name]
-    distillation = extra = None
-    if member.distill:
-        d = member.distill
-        distillation = Distillation(tuple(d.teachers), d.soft, d.hard, d.temperature)
-    if member.extra:
-        same = member.extra.model_dump(exclude={"share", "teachers"})
-        extra = ExtraPlan(**same, share=member.extra.shares, teachers=tuple(member.extra.teachers))
     return MemberPlan(
         name=name,
         head=member.head,
@@ -58,8 +51,8 @@ def member_plan(name: str, recipe: Recipe) -> MemberPlan:
         validation=recipe.validation if member.validation is None else member.validation,
         confidence=member.confidence,
         min_confidence=member.min_confidence,
-        distillation=distillation,
-        extra=extra,
+        distillation=member.distill,
+        extra=member.extra,
         probabilities=tuple(member.probabilities),
     )
 

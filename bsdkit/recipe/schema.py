@@ -4,46 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from bsdkit.combine.adjust import AdjustOptions
 from bsdkit.combine.calibrate import CalibrationMethod
 from bsdkit.combine.decode import Decoding
-from bsdkit.combine.ensemble import Method, Space
+from bsdkit.combine.ensemble import EnsembleOptions
+from bsdkit.combine.rerank import RerankOptions
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters, make_head
-from bsdkit.heads.torch_head import TorchHead
-from bsdkit.heads.training.options import TrainingOptions
-from bsdkit.members.plan import IMPORTED
 from bsdkit.recipe.map import NameMap, apply_map
+from bsdkit.recipe.reading import read_including
+from bsdkit.recipe.teaching import IMPORTED, Distillation, ExtraPlan, as_number, one_or_many
 from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
 
 __all__ = [
-    "AdjustRecipe",
-    "EnsembleRecipe",
     "MemberRecipe",
     "Recipe",
-    "RerankRecipe",
     "TuneRecipe",
     "load_recipe",
     "recipe_from",
 ]
 
 
+OneOrMany = Annotated[list[str], BeforeValidator(one_or_many)]
 # Names become folders, so they may not lead out of one.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-
-def as_number(value: Any) -> Any:
-    """A number that YAML 1.1 reads as a word, such as 1e-3; anything else as it is."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        return float(value)
-    return value
 
 
 def _check_once(key: str, names: Sequence[str]) -> None:
@@ -68,73 +67,6 @@ def _check_settings(head: str, settings: Mapping[str, Any], fields: set[str]) ->
             raise ValueError(f"{key} is {value!r}, expected a whole number such as {default}")
 
 
-class _Taught(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("teachers", mode="before", check_fields=False)
-    @classmethod
-    def _one_teacher(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-
-class DistillRecipe(_Taught):
-    """Teachers of the development clips; see `bsdkit.members.plan.Distillation`."""
-
-    teachers: list[str] = Field(min_length=1)
-    soft: float = Field(0.5, ge=0)
-    hard: float = Field(0.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
-
-
-class ExtraRecipe(_Taught):
-    """Clips of another store to train on; see `bsdkit.members.plan.ExtraPlan`."""
-
-    store: str
-    labels: Literal["given", "agreement", "soft"] = "given"
-    teachers: list[str] = []
-    weight: float = Field(1.0, gt=0)
-    at_least: int = Field(2, ge=1)
-    temperature: float = Field(1.0, gt=0)
-    share: float | tuple[float, float] = 1.0
-    subset: Literal["all", "random", "confident"] = "all"
-    fraction: float = Field(1.0, gt=0, le=1)
-    stage: Literal["together", "before"] = "together"
-    constant_steps: bool = True
-    pretrain: dict[str, Any] = {}
-
-    @field_validator("pretrain", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        return {k: as_number(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """Between which the teachers' share is drawn."""
-        return (self.share, self.share) if isinstance(self.share, float) else self.share
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ExtraRecipe:
-        if not 0 <= self.shares[0] <= self.shares[1] <= 1:
-            raise ValueError(f"share is {self.share!r}, expected 0 to 1, the lower number first")
-        if self.labels == "given" and self.teachers:
-            raise ValueError("labels: given needs no teachers; write labels: agreement or soft")
-        if self.labels != "given" and not self.teachers:
-            raise ValueError(f"labels: {self.labels} needs teachers: names of other members")
-        if self.labels == "agreement" and self.at_least > len(self.teachers):
-            raise ValueError(
-                f"at_least is {self.at_least}; there are {len(self.teachers)} teachers to agree"
-            )
-        if self.subset == "confident" and self.labels == "given":
-            raise ValueError("subset: confident needs teachers who are; write subset: random")
-        if self.subset == "all" and self.fraction < 1:
-            raise ValueError(
-                f"fraction is {self.fraction!r} of subset: all; write subset: random or confident"
-            )
-        if self.pretrain and self.stage != "before":
-            raise ValueError("pretrain is for stage: before")
-        return self
-
-
 class MemberRecipe(BaseModel):
     """One member: a head, its features, and any parameter of the head beside them.
 
@@ -145,15 +77,15 @@ class MemberRecipe(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     head: str
-    features: list[str] = Field(min_length=1)
+    features: OneOrMany = Field(min_length=1)
     imported: str | None = None
     seeds: list[int] | None = Field(None, min_length=1)
     validation: float | None = Field(None, ge=0, lt=1)
     confidence: Literal["none", "linear", "shifted", "binary"] = "none"
     min_confidence: float = Field(0.0, ge=0, le=5)
-    distill: DistillRecipe | None = None
-    extra: ExtraRecipe | None = None
-    probabilities: list[str] = []
+    distill: Distillation | None = None
+    extra: ExtraPlan | None = None
+    probabilities: OneOrMany = []
 
     @model_validator(mode="before")
     @classmethod
@@ -163,11 +95,6 @@ class MemberRecipe(BaseModel):
         if isinstance(data.get("imported"), str):
             data = {"head": IMPORTED, "features": [data["imported"]], **data}
         return {k: as_number(v) for k, v in data.items()}
-
-    @field_validator("features", "probabilities", mode="before")
-    @classmethod
-    def _one_feature(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -181,8 +108,7 @@ class MemberRecipe(BaseModel):
         return [*found, *(self.extra.teachers if self.extra else []), *self.probabilities]
 
     @model_validator(mode="after")
-    def _known_parameters(self) -> MemberRecipe:
-        fields = set(type(self).model_fields)
+    def _imported_alone(self) -> MemberRecipe:
         if self.imported is not None or self.head == IMPORTED:
             plain = MemberRecipe.model_construct(
                 head=IMPORTED, features=[self.imported], imported=self.imported
@@ -192,23 +118,29 @@ class MemberRecipe(BaseModel):
                     "an imported member is {imported: FEATURE} and nothing else: its models were "
                     "trained elsewhere"
                 )
-            return self
-        _check_settings(self.head, self.settings, fields)
-        if self._pretraining:
-            known = {option.name for option in dataclasses.fields(TrainingOptions)}
-            for key in self._pretraining:
-                if key not in known:
-                    raise ValueError(f"extra.pretrain takes no {key!r}: {nearest(key, known)}")
-            _check_settings(self.head, self._pretraining, set())
-        # widths are not known before a store is opened; everything else can be refused now
-        widths = (1,) * (len(self.features) + len(self.probabilities))
-        for settings in (self.settings, {**self.settings, **self._pretraining}):
-            make_head(self.head, settings, blocks=widths).check()
         return self
 
-    @property
-    def _pretraining(self) -> dict[str, Any]:
-        return self.extra.pretrain if self.extra else {}
+    def check_head(self) -> None:
+        """Refuses what its head does not take; imports that head alone.
+
+        Raises:
+            ValueError: a parameter that is unknown or of another type than its default.
+            HeadError: an unknown head, or a parameter out of range.
+        """
+        _check_settings(self.head, self.settings, set(type(self).model_fields))
+        pretraining = dict(self.extra.pretrain) if self.extra else {}
+        if pretraining:
+            from bsdkit.heads.training.options import TrainingOptions
+
+            known = {option.name for option in dataclasses.fields(TrainingOptions)}
+            for key in pretraining:
+                if key not in known:
+                    raise ValueError(f"extra.pretrain takes no {key!r}: {nearest(key, known)}")
+            _check_settings(self.head, pretraining, set())
+        # widths are not known before a store is opened; everything else can be refused now
+        widths = (1,) * (len(self.features) + len(self.probabilities))
+        for settings in (self.settings, {**self.settings, **pretraining}):
+            make_head(self.head, settings, blocks=widths).check()
 
 
 class TuneRecipe(BaseModel):
@@ -259,93 +191,6 @@ class TuneRecipe(BaseModel):
         return value
 
 
-class EnsembleRecipe(BaseModel):
-    """How members are averaged; see `bsdkit.combine.ensemble.EnsembleOptions`.
-
-    Attributes:
-        members: which; None for all.
-        file: JSON or YAML with weights by member, for ``frozen``, such as the ensemble.json of a
-            run on other clips.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Method = "weights"
-    space: Space = "probabilities"
-    trials: int = Field(default=100, ge=1)
-    rounds: int = Field(default=50, ge=1)
-    largest: int = Field(default=3, ge=1)
-    caps: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
-    min_weight: float = Field(default=0.0, ge=0, lt=1)
-    seed: int = 0
-    members: list[str] | None = Field(default=None, min_length=1)
-    weights: dict[str, float] | None = None
-    file: str | None = None
-
-    @model_validator(mode="after")
-    def _frozen_weights(self) -> EnsembleRecipe:
-        given = self.file is not None or self.weights is not None
-        if self.method == "frozen" and (self.file is None) == (self.weights is None):
-            raise ValueError(
-                "method: frozen needs weights: {member: share} or file: with such lines"
-            )
-        if self.method != "frozen" and given:
-            raise ValueError("weights and file are for method: frozen")
-        if self.method == "frozen" and (self.caps or self.min_weight):
-            raise ValueError("caps and min_weight change weights, those of frozen are given")
-        return self
-
-
-class RerankRecipe(BaseModel):
-    """A reranker; see `bsdkit.combine.rerank.RerankOptions`.
-
-    Attributes:
-        tau: a number, or ``tune``.
-        cross_tau: the same, across families.
-        similarity: a feature with one column a class: how near a clip's metadata are to it.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    objective: Literal["binary", "lambdarank"] = "binary"
-    top: int = Field(3, ge=1)
-    diverse: int = Field(3, ge=0)
-    tau: float | Literal["tune"] = "tune"
-    cross_tau: float | Literal["tune"] = "tune"
-    rounds: int = Field(120, ge=1)
-    leaves: int = Field(15, ge=2)
-    learning_rate: float = Field(0.05, gt=0)
-    min_rows: int = Field(40, ge=1)
-    balance: float = Field(0.5, ge=0, le=1)
-    seed: int = Field(0, ge=0)
-    similarity: str | None = None
-
-    @model_validator(mode="after")
-    def _cautious(self) -> RerankRecipe:
-        for name in ("tau", "cross_tau"):
-            value = getattr(self, name)
-            if value != "tune" and not value >= 0:
-                raise ValueError(f"{name} is {value!r}, expected 0 or more, or tune")
-        if (
-            self.tau != "tune"
-            and self.cross_tau != "tune"
-            and float(self.cross_tau) < float(self.tau)
-        ):
-            raise ValueError(
-                f"cross_tau is {self.cross_tau!r}, below tau: {self.tau!r}; leaving the family "
-                "must not be easier than staying"
-            )
-        return self
-
-
-class AdjustRecipe(BaseModel):
-    """Logit adjustment; see `bsdkit.combine.adjust.Adjustment`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tau: float | Literal["tune"] = "tune"
-
-
 class Recipe(BaseModel):
     """A whole recipe.
 
@@ -381,7 +226,7 @@ class Recipe(BaseModel):
     name: Name
     description: str = ""
     store: str
-    split: list[str] = Field(default=["official"], min_length=1)
+    split: OneOrMany = Field(default=["official"], min_length=1)
     folds: int = Field(5, ge=2)
     split_seed: int = OFFICIAL_SEED
     split_file: str | None = None
@@ -389,20 +234,15 @@ class Recipe(BaseModel):
     validation: float = Field(0.2, ge=0, lt=1)
     members: dict[Name, MemberRecipe] = Field(min_length=1)
     calibrate: CalibrationMethod = "none"
-    ensemble: EnsembleRecipe = Field(default_factory=EnsembleRecipe)
-    rerank: RerankRecipe | None = None
-    adjust: AdjustRecipe | None = None
+    ensemble: EnsembleOptions = Field(default_factory=EnsembleOptions)
+    rerank: RerankOptions | None = None
+    adjust: AdjustOptions | None = None
     target: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = None
     decode: Decoding = "argmax"
     expect: dict[str, dict[str, Any]] = {}
     missing: Literal["refuse", "skip"] = "refuse"
     tune: TuneRecipe | None = None
     mapped: dict[str, str] = {}
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _one_split(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("split")
     @classmethod
@@ -431,11 +271,6 @@ class Recipe(BaseModel):
                 if taught is None:
                     continue
                 _check_once(f"members.{name}.{block}.teachers", taught.teachers)
-                if not issubclass(get_head_class(member_recipe.head), TorchHead):
-                    raise ValueError(
-                        f"members.{name} has {block}, which the head {member_recipe.head!r} cannot "
-                        "learn from; those with a parameter epochs can (bsdkit heads)"
-                    )
             for teacher in member_recipe.teachers:
                 others = [other for other in self.members if other != name]
                 if teacher not in others:
@@ -482,6 +317,24 @@ class Recipe(BaseModel):
             raise ValueError("a seed is negative, expected 0 or more")
         return self
 
+    @model_validator(mode="after")
+    def _heads_take_it(self) -> Recipe:
+        """Heads come last: what can be refused without them is refused before they are imported."""
+        for name, member in self.members.items():
+            if member.head == IMPORTED:
+                continue
+            try:
+                member.check_head()
+            except ValueError as error:
+                raise ValueError(f"members.{name}: {error}") from None
+            for block in ("distill", "extra"):
+                if getattr(member, block) is not None and not get_head_class(member.head).is_torch:
+                    raise ValueError(
+                        f"members.{name} has {block}, which the head {member.head!r} cannot "
+                        "learn from; those with a parameter epochs can (bsdkit heads)"
+                    )
+        return self
+
     @property
     def ensemble_members(self) -> list[str]:
         """Names of the members that are averaged."""
@@ -504,22 +357,6 @@ class Recipe(BaseModel):
         return str(yaml.safe_dump(said, sort_keys=False, width=100))
 
 
-class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which a key may stand once: of two members with one name none may vanish."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
-                    )
-                seen.add(key.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def load_recipe(
     path: Path | str, names: NameMap | None = None, splits: Sequence[str] = ()
 ) -> Recipe:
@@ -538,7 +375,7 @@ def load_recipe(
             names the place, and for an unknown key the nearest valid one.
     """
     path = Path(path)
-    data = _included(path, ())
+    data = read_including(path)
     for key in ("rerank", "adjust"):
         if key in data and data[key] is None:
             raise RecipeError(
@@ -551,44 +388,6 @@ def load_recipe(
     if splits:
         data["split"] = list(splits)
     return recipe_from(data, str(path))
-
-
-def _included(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """What a file and those that it includes say; their names stay theirs."""
-    if path.resolve() in above:
-        raise RecipeError(f"{above[-1]} includes {path}, which includes it")
-    data = _read_mapping(path)
-    others = data.pop("include", [])
-    merged: dict[str, Any] = {}
-    for other in [others] if isinstance(others, str) else others:
-        found = _included(path.parent / str(other), (*above, path.resolve()))
-        merged = _joined(merged, {k: v for k, v in found.items() if k != "name"})
-    return _joined(merged, data)
-
-
-def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    joined = {**below, **above}
-    for key, value in above.items():
-        if isinstance(value, dict) and isinstance(below.get(key), dict):
-            joined[key] = _joined(below[key], value)
-    return joined
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except FileNotFoundError:
-        raise RecipeError(f"no recipe {path}; see the folder recipes/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise RecipeError(f"{path}{where}: {problem}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path} must hold key: value lines, found {type(data).__name__}")
-    return data
 
 
 def recipe_from(data: dict[str, Any], origin: str) -> Recipe:
@@ -612,21 +411,22 @@ def recipe_from(data: dict[str, Any], origin: str) -> Recipe:
 def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
     """The first complaint of pydantic in one line, with the nearest key for an unknown one."""
     # an unknown key explains a missing one better than the other way round
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] not in unknown)
     first = problems[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place)
-    if first["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {
-            "ensemble": EnsembleRecipe,
-            "rerank": RerankRecipe,
-            "adjust": AdjustRecipe,
-            "extra": ExtraRecipe,
-            "distill": DistillRecipe,
+    if first["type"] in unknown:
+        models: dict[str, Any] = {
+            "ensemble": EnsembleOptions,
+            "rerank": RerankOptions,
+            "adjust": AdjustOptions,
+            "extra": ExtraPlan,
+            "distill": Distillation,
             "tune": TuneRecipe,
         }
         model = models.get(place[-2], Recipe) if len(place) > 1 else Recipe
-        return f"unknown key {where!r}: {nearest(place[-1], model.model_fields)}"
+        return f"unknown key {where!r}: {nearest(place[-1], model.__pydantic_fields__)}"
     if first["type"] == "missing":
         found: Any = data
         for part in first["loc"][:-1]:
@@ -635,7 +435,7 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
             return f"{where!r} is missing; write imported: for import:"
         close = difflib.get_close_matches(place[-1], list(found), n=1)
         return f"{where!r} is missing" + (f"; is {close[0]!r} meant to be it?" if close else "")
-    if first["type"] in ("model_type", "dict_type"):
+    if first["type"] in ("model_type", "dict_type", "dataclass_type"):
         return f"{where} is {first['input']!r}, expected parts with names, {where}: {{...}}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":

@@ -11,7 +11,8 @@ import yaml
 
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.heads.registry import head_parameters
-from bsdkit.recipe.schema import MemberRecipe, Recipe, as_number, recipe_from
+from bsdkit.recipe.schema import MemberRecipe, Recipe, recipe_from
+from bsdkit.recipe.teaching import as_number
 
 __all__ = ["Variation", "changed", "combinations", "parse_variation", "value_at"]
 

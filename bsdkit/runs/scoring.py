@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from bsdkit.combine.calibrate import reliability
 from bsdkit.combine.chain import Adjust, Average, Calibrate, Nested, Rerank, Step, nested
 from bsdkit.combine.decode import decode
-from bsdkit.combine.ensemble import EnsembleOptions, check_options, combine
+from bsdkit.combine.ensemble import check_options, combine
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.objective import Objective
-from bsdkit.combine.rerank import RerankOptions
+from bsdkit.combine.reliability import reliability
 from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.members.member import MemberResult
@@ -145,16 +144,13 @@ def chain_steps(recipe: Recipe, names: tuple[str, ...], ids: Iterable[str] = ())
         if any(fnmatch.fnmatchcase(name, pattern) for name in names)
         or not any(fnmatch.fnmatchcase(name, pattern) for name in gone)
     }
-    options = EnsembleOptions(
-        method=e.method,
-        space=e.space,
-        trials=e.trials,
-        rounds=e.rounds,
-        largest=e.largest,
+    options = replace(
+        e,
         caps=caps,
-        min_weight=e.min_weight,
-        seed=e.seed,
-        frozen={name: weight for name, weight in frozen.items() if name not in gone},
+        weights={name: weight for name, weight in frozen.items() if name not in gone}
+        if e.method == "frozen"
+        else None,
+        file=None,
     )
     check_options(options, names)
     steps: list[Step] = []
@@ -162,13 +158,9 @@ def chain_steps(recipe: Recipe, names: tuple[str, ...], ids: Iterable[str] = ())
         steps.append(Calibrate(recipe.calibrate))
     steps.append(Average(options, names))
     if recipe.rerank is not None:
-        settings = recipe.rerank.model_dump(exclude={"similarity"})
-        for key in ("tau", "cross_tau"):
-            settings[key] = None if settings[key] == "tune" else float(settings[key])
-        steps.append(Rerank(RerankOptions(**settings)))
+        steps.append(Rerank(recipe.rerank))
     if recipe.adjust is not None:
-        tau = recipe.adjust.tau
-        steps.append(Adjust(None if tau == "tune" else float(tau)))
+        steps.append(Adjust(recipe.adjust))
     return steps
 
 

@@ -16,8 +16,8 @@ from bsdkit.combine.calibrate import (
     CalibrationMethod,
     Calibrator,
     fit_calibration,
-    reliability,
 )
+from bsdkit.combine.reliability import reliability
 from bsdkit.errors import RecipeError
 from bsdkit.taxonomy import BST, Taxonomy
 

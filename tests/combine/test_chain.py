@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from bsdkit.combine.adjust import AdjustOptions
 from bsdkit.combine.chain import (
     Adjust,
     Average,
@@ -56,7 +57,7 @@ def average(method: Method = "greedy", n_members: int = 4, **settings: Any) -> A
 
 def full_chain(method: Method = "greedy") -> list[Step]:
     reranker = Rerank(RerankOptions(rounds=6, min_rows=5, leaves=5))
-    return [Calibrate("temperature"), average(method), reranker, Adjust(None)]
+    return [Calibrate("temperature"), average(method), reranker, Adjust(AdjustOptions())]
 
 
 def same_bits(one: Nested, other: Nested, rows: Any = slice(None)) -> bool:
@@ -227,7 +228,7 @@ def test_clips_without_a_member_that_counts_are_nobodys() -> None:
     p = evidence.members.copy()
     p[:3, :10] = np.nan  # the last member alone has them
     p[1, fold != 0] = np.nan  # one fold only: other folds cannot calibrate this one
-    frozen = average("frozen", frozen={"m0": 1.0, "m1": 1.0})
+    frozen = average("frozen", weights={"m0": 1.0, "m1": 1.0})
     found = nested(
         [Calibrate("temperature"), frozen], Evidence(p), labels, fold, 3, Objective(SMALL)
     )

@@ -16,13 +16,13 @@ from bsdkit.combine.decode import decode
 from bsdkit.combine.ensemble import (
     Ensemble,
     EnsembleOptions,
-    Limits,
     Method,
     Space,
     combine,
     fit_ensemble,
 )
 from bsdkit.combine.evidence import Evidence
+from bsdkit.combine.limits import Limits
 from bsdkit.combine.objective import Objective, WeightScorer
 from bsdkit.errors import RecipeError
 from bsdkit.metrics import Scorer
@@ -163,20 +163,20 @@ def test_caps_and_the_smallest_weight_hold(
     names = ["a-1", "a-2", "a-3", "b-1", "b-2", "c-1" if has_free else "b-3", "a-4"]
     options = EnsembleOptions(caps={"a-*": caps[0], "?-*": 1.0, "b-*": caps[1]})
     with pytest.raises(RecipeError, match=r"names 'b-\*', which no member matches that an earl"):
-        Limits(options, names)  # a member belongs to its first pattern
+        Limits(options.caps, options.min_weight, names)  # a member belongs to its first pattern
     options = EnsembleOptions(caps={"a-*": caps[0], "b-*": caps[1]}, min_weight=min_weight)
     if not has_free and sum(caps) < 1 - 1e-12:
         with pytest.raises(RecipeError, match="ensemble.caps leave .* of the weight"):
-            Limits(options, names)
+            Limits(options.caps, options.min_weight, names)
         return
-    w = Limits(options, names)(weights)
+    w = Limits(options.caps, options.min_weight, names)(weights)
     assert w.sum() == pytest.approx(1) and (w >= 0).all()
     is_a, is_b = (np.array([name[0] == letter for name in names]) for letter in "ab")
     assert w[is_a].sum() <= caps[0] + 1e-9 and w[is_b].sum() <= caps[1] + 1e-9
     for light in np.flatnonzero((w > 0) & (w < min_weight - 1e-9)):  # the caps need it
         rest = {names[i][0] for i in np.flatnonzero(w) if i != light}
         assert "c" not in rest and sum({"a": caps[0], "b": caps[1]}[g] for g in rest) < 1
-    free = Limits(EnsembleOptions(), names)(weights)
+    free = Limits({}, 0.0, names)(weights)
     if sum(weights):
         np.testing.assert_allclose(free, np.array(weights) / sum(weights))
 
@@ -187,10 +187,10 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
     refused = {
         "caps names 'x\\*', which no member .* are a, b, c, d": EnsembleOptions(caps={"x*": 0.5}),
         "caps leave 0.5 of the weight to all members": EnsembleOptions(caps={"*": 0.5}),
-        "name 'e', which is no member .*: a, b, c, d": EnsembleOptions("frozen", frozen={"e": 1}),
-        "must be finite and not negative.* b -1": EnsembleOptions("frozen", frozen={"b": -1}),
-        "nor all zero; found a 0, b 0, c 0, d 0": EnsembleOptions("frozen"),
-        "must be finite.* a inf": EnsembleOptions("frozen", frozen={"a": float("inf")}),
+        "name 'e', which is no member .*: a, b, c, d": EnsembleOptions("frozen", weights={"e": 1}),
+        "must be finite and not negative.* b -1": EnsembleOptions("frozen", weights={"b": -1}),
+        "nor all zero; found a 0, b 0, c 0, d 0": EnsembleOptions("frozen", weights={}),
+        "must be finite.* a inf": EnsembleOptions("frozen", weights={"a": float("inf")}),
     }
     for message, options in refused.items():
         with pytest.raises(RecipeError, match=message) as error:
@@ -199,7 +199,7 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
     many = np.tile(p[:1, :23], (80, 1, 1))
     with pytest.raises(RecipeError, match=r"80 members have 1,666,\d+ subsets .* method: greedy"):
         fit_ensemble(EnsembleOptions("subsets", largest=4), many, labels[:23], Objective(BST))
-    frozen = EnsembleOptions("frozen", frozen={"d": 3, "b": 1})
+    frozen = EnsembleOptions("frozen", weights={"d": 3, "b": 1})
     found = fit_ensemble(frozen, p, labels, Objective(BST), names=names)
     assert found == Ensemble("frozen", (0.0, 0.25, 0.0, 0.75)) and not frozen.learns
     assert Ensemble.from_dict(found.to_dict()) == found
@@ -320,7 +320,7 @@ def test_adjustment_is_the_formula() -> None:
             fitted = fit_adjustment(tau, evidence, labels, objective)
             return objective.of(labels, fitted.apply(evidence).decided.argmax(axis=1))
 
-        tuned = fit_adjustment(None, evidence, labels, objective)
+        tuned = fit_adjustment("tune", evidence, labels, objective)
         assert score(tuned.tau) == max(map(score, TAUS)) >= score(0.0)
     assert fit_adjustment(0.0, evidence, labels, Objective(BST)).apply(evidence) is evidence
     # so far that every other class underflows, and a class without clips
@@ -328,7 +328,7 @@ def test_adjustment_is_the_formula() -> None:
     np.testing.assert_allclose(far.decided.sum(axis=1), 1)
     # classes that were predicted as often as they were seen: nothing to gain, so 0
     certain = Evidence(p, np.eye(23)[labels])
-    assert fit_adjustment(None, certain, labels, Objective(BST)).tau == 0
+    assert fit_adjustment("tune", certain, labels, Objective(BST)).tau == 0
 
 
 @pytest.mark.parametrize("taxonomy", [BST, FLAT, ONE])
@@ -368,7 +368,7 @@ def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> Non
         said = {"members": {"a": member, "b": member}, "name": "r", "store": "s"}
         frozen = {"method": "frozen", "file": str(file)}
         recipe = Recipe.model_validate({**said, "ensemble": frozen})
-        return chain_steps(recipe, ("a", "b"))[0].options.frozen  # type: ignore[attr-defined]
+        return chain_steps(recipe, ("a", "b"))[0].options.weights  # type: ignore[attr-defined]
 
     for text in (None, "[1, 2]", "a: [", "a: many", '{"members": ["a"], "weights": [1, 2]}', "5"):
         if text is not None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from bsdkit.combine import rerank
+from bsdkit.combine.candidates import candidates_of, diverse_members, features_of
 from bsdkit.combine.ensemble import combine
 from bsdkit.combine.evidence import Evidence
 from bsdkit.combine.objective import Objective
@@ -21,9 +22,6 @@ from bsdkit.combine.rerank import (
     NEVER,
     Reranker,
     RerankOptions,
-    candidates_of,
-    diverse_members,
-    features_of,
     fit_reranker,
 )
 from bsdkit.taxonomy import BST, Taxonomy, TaxonomyClass
@@ -205,7 +203,11 @@ def test_a_fitted_reranker_is_repeatable_and_reads_back_the_same(objective: Any)
 )
 def test_margins_are_tuned_or_kept(tau: float | None, cross_tau: float | None) -> None:
     evidence, labels, fold = clips(seed=4)
-    options = dataclasses.replace(QUICK, tau=tau, cross_tau=cross_tau)
+    options = dataclasses.replace(
+        QUICK,
+        tau="tune" if tau is None else tau,
+        cross_tau="tune" if cross_tau is None else cross_tau,
+    )
     found = fit_reranker(options, evidence, labels, fold, Objective(SMALL))
     assert tau in (None, found.tau) and found.cross_tau >= found.tau
     assert found.cross_tau in (cross_tau, found.tau) if cross_tau is not None else True

@@ -10,7 +10,7 @@ from bsdkit.dataset import read_dataset
 from bsdkit.errors import HeadError
 from bsdkit.members import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.members.member import opinions_of, pair_probabilities
-from bsdkit.members.plan import Distillation, ExtraClips, ExtraPlan
+from bsdkit.members.plan import ExtraClips
 from bsdkit.members.teachers import (
     TeacherTargets,
     distilled_targets,
@@ -21,6 +21,7 @@ from bsdkit.members.teachers import (
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.members.weights import clip_weights, is_confident
 from bsdkit.recipe.schema import recipe_from
+from bsdkit.recipe.teaching import Distillation, ExtraPlan
 from bsdkit.splits import Split
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy

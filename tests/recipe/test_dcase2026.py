@@ -139,7 +139,7 @@ def small(name: str, folder: Path) -> Recipe:
             member["seeds"] = member["seeds"][:1]
         if extra := member.get("extra"):
             extra["store"] = str(folder / "noisy")
-            if "pretrain" in extra:
+            if extra["pretrain"]:
                 extra["pretrain"] |= {"epochs": 1, "warmup_epochs": 0}
     if "trials" in said.get("ensemble", {}):
         said["ensemble"]["trials"] = 5

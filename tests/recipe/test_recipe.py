@@ -115,7 +115,8 @@ def test_numbers_that_yaml_reads_as_words_are_numbers(tmp_path: Path) -> None:
 def test_one_value_may_stand_for_a_list_of_one(tmp_path: Path) -> None:
     recipe = load(tmp_path, GOOD.replace("hidden: 64", "distill: {teachers: b}, probabilities: b"))
     assert recipe.members["a"].distill is not None
-    assert recipe.members["a"].distill.teachers == recipe.members["a"].probabilities == ["b"]
+    assert recipe.members["a"].distill.teachers == ("b",)
+    assert recipe.members["a"].probabilities == ["b"]
     tuned = load(tmp_path, GOOD + "tune: {search: {dropout: {low: 1e-2, high: 0.5}}}\n")
     assert tuned.tune is not None and tuned.tune.search["dropout"]["low"] == 0.01
 

@@ -14,7 +14,8 @@ import yaml
 
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.members.trainer import member_plan
-from bsdkit.recipe.schema import Recipe, as_number
+from bsdkit.recipe.schema import Recipe
+from bsdkit.recipe.teaching import as_number
 from bsdkit.recipe.vary import changed, value_at
 
 __all__ = ["Choices", "Range", "Space", "as_json", "parse_search", "search_space"]

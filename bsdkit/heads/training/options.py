@@ -38,6 +38,11 @@ _BELOW_ONE = ("average_decay", "label_smoothing", "modality_dropout")
 _UP_TO_ONE = ("hf_weight", "mixup_share", "mask", "same_class_swap")
 
 
+def _off(**metadata: Any) -> Any:
+    """A field that is off at 0, with what a submission says of it where it is on."""
+    return dataclasses.field(default=0.0, metadata=metadata)
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class TrainingOptions:
     """How a stack of replicas is trained.
@@ -114,21 +119,21 @@ class TrainingOptions:
     smoothing: str = "classes"
     class_weight: str = "none"
     class_weight_beta: float = 0.999
-    parent_weight: float = 0.0
-    hf_weight: float = 0.0
+    parent_weight: float = _off(uses_families="a loss term of the family")
+    hf_weight: float = _off(uses_families="an expected-hF loss term")
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.1
     contrastive_labels: str = "class"
     arcface_weight: float = 0.0
     arcface_margin: float = 0.3
     arcface_scale: float = 16.0
-    mixup: float = 0.0
+    mixup: float = _off(augments=True)
     mixup_share: float = 1.0
-    cutmix: float = 0.0
-    noise: float = 0.0
-    mask: float = 0.0
-    modality_dropout: float = 0.0
-    same_class_swap: float = 0.0
+    cutmix: float = _off(augments=True)
+    noise: float = _off(augments=True)
+    mask: float = _off(augments=True)
+    modality_dropout: float = _off(augments=True)
+    same_class_swap: float = _off(augments=True)
     swap_input: int = -1
     passes: int = 0
 

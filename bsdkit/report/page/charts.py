@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.calibrate import Reliability
+from bsdkit.combine.reliability import Reliability
 from bsdkit.report.page.analysis import Ambiguity
 from bsdkit.report.page.data import Curves
 from bsdkit.taxonomy import Taxonomy

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.calibrate import reliability
+from bsdkit.combine.reliability import reliability
 from bsdkit.dataset import read_dataset
 from bsdkit.errors import (
     BsdkitError,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.calibrate import Reliability
+from bsdkit.combine.reliability import Reliability
 from bsdkit.metrics import Comparison
 from bsdkit.report.page.analysis import Ambiguity, LostCredit, NearDuplicates
 from bsdkit.taxonomy import Taxonomy
