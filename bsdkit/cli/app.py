@@ -17,6 +17,8 @@ from bsdkit.location import as_location, is_remote
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bsdkit.report.table import Table
+
 
 app = typer.Typer(
     name="bsdkit",
@@ -73,6 +75,13 @@ def console(*, stderr: bool = False) -> Console:
 
     width = None if sys.stdout.isatty() else 130
     return Console(stderr=stderr, width=width, highlight=False, markup=False)
+
+
+def show(*tables: Table) -> None:
+    """Prints tables."""
+    out = console()
+    for table in tables:
+        table.to_rich(out)
 
 
 def command(parent: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -15,6 +15,7 @@ from bsdkit.cli.app import (
     command,
     console,
     default_store,
+    show,
 )
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
@@ -150,7 +151,7 @@ def evaluate_command(
     """Score a prediction file as the organisers do, with intervals."""
     from bsdkit.metrics import bootstrap, evaluate
     from bsdkit.predictions import flat_taxonomy, read_predictions
-    from bsdkit.report.tables import print_evaluation
+    from bsdkit.report.tables import evaluation_tables
     from bsdkit.taxonomy import load_taxonomy
 
     is_flat = taxonomy == "flat"
@@ -163,4 +164,4 @@ def evaluate_command(
         typer.echo(json.dumps(scores.to_dict()))
         return
     intervals = bootstrap(read.y_true, read.y_pred, tree, n_resamples=resamples)
-    print_evaluation(console(), scores, intervals, per_class=per_class)
+    show(*evaluation_tables(scores, intervals, per_class=per_class))
