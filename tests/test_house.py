@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "__init__"},
     {"csvfile", "device", "location", "onednn", "progress"},
     {"taxonomy"},
-    {"dataset", "splits", "audio", "metrics", "text", "predictions"},
+    {"dataset", "splits", "audio", "metrics", "stats", "text", "predictions"},
     {"heads", "backbones", "store"},
     {"combine", "priors", "extract"},
     {"recipe", "members"},

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.metrics import Interval
+from bsdkit.stats import softmax, wilson_interval
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -76,7 +77,6 @@ _PARAMETERS: dict[CalibrationMethod, tuple[str, ...]] = {
     "family": ("temperature", "family_of"),
     "isotonic": ("x", "y"),
 }
-_Z_95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
 _RESAMPLES_AT_ONCE = 64  # so that the counts of 10,000 clips stay near the processor
 
 
@@ -144,11 +144,11 @@ class Calibrator:
         logits = _log(p)
         if self.method == "vector":
             scale, bias = (np.array(self.parameters[k], np.float64) for k in ("scale", "bias"))
-            return _softmax(logits * scale + bias)
+            return softmax(logits * scale + bias)
         temperature = np.array(self.parameters["temperature"], np.float64)
         if self.method == "family":
             temperature = temperature[_predicted_family(p, self.parameters["family_of"])][:, None]
-        return _softmax(logits / temperature)
+        return softmax(logits / temperature)
 
     def _n_classes(self) -> int:
         """The number of classes that it was fitted on; 0 where any will do."""
@@ -262,11 +262,6 @@ def _checked(
 
 def _log(p: FloatArray) -> FloatArray:
     return np.log(np.maximum(p, LOWEST_PROBABILITY))
-
-
-def _softmax(logits: FloatArray) -> FloatArray:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def _predicted_family(p: FloatArray, family_of: list[int]) -> IntArray:
@@ -474,7 +469,7 @@ def reliability(
     counts = np.diff([*starts, n])
     right = np.add.reduceat(is_right[order].astype(np.int64), starts)
     mean_confidence = np.add.reduceat(confidence[order], starts) / counts
-    low, high = _wilson(right, counts)
+    low, high = wilson_interval(right, counts)
     bins = tuple(
         ReliabilityBin(
             low=float(edges[b]),
@@ -503,14 +498,6 @@ def reliability(
         nll=float(-_log(true).mean()),
         brier=float(((p**2).sum(axis=1) - 2 * true + 1).mean()),
     )
-
-
-def _wilson(n_right: IntArray, n: IntArray) -> tuple[FloatArray, FloatArray]:
-    """The 95 % score interval of a share (Wilson, JASA 1927)."""
-    centre = n_right + _Z_95**2 / 2
-    half = _Z_95 * np.sqrt(n_right * (n - n_right) / n + _Z_95**2 / 4)
-    total = n + _Z_95**2
-    return np.maximum((centre - half) / total, 0.0), np.minimum((centre + half) / total, 1.0)
 
 
 def _resampled_sums(

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import HeadError
-from bsdkit.heads.plain import softmax
 from bsdkit.members.plan import Distillation, ExtraClips, ExtraPlan, MemberPlan, Task
+from bsdkit.stats import softmax
 
 __all__ = [
     "ExtraTargets",

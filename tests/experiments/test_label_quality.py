@@ -20,13 +20,13 @@ from bsdkit.experiments.label_quality import (
     find_issues,
     label_quality,
     uploader_noise,
-    wilson_interval,
     write_label_issues,
 )
 from bsdkit.experiments.label_table import label_quality_tables
 from bsdkit.recipe.schema import Recipe
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import out_of_fold, training_clips
+from bsdkit.stats import wilson_interval
 from bsdkit.store.clips import write_clips
 from bsdkit.taxonomy import Taxonomy, TaxonomyClass
 
