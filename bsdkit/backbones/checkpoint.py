@@ -7,7 +7,6 @@ another name, resumed where the server allows it, checked, and only then renamed
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
 import re
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from filelock import FileLock
 
 from bsdkit.backbones.base import Backbone, BackboneOptions, check_sha256, file_sha256, state_digest
 from bsdkit.errors import BackboneError, BackboneUnavailable
@@ -94,8 +95,7 @@ def fetch(file: WeightFile, progress: Callable[[int, int], None] | None = None) 
     if not file.url:
         raise BackboneUnavailable(f"{file.name} has no direct link: {file.instructions()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: wait, then look again
+    with FileLock(path.with_name(path.name + ".lock")):  # waits for another process's download
         return path if path.is_file() else _fetch(file, progress)
 
 

@@ -233,7 +233,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             process.stdin.write("\n")
             process.stdin.flush()
             wait_until(lambda n=n: len(journal.replies()) >= n)  # type: ignore[misc]
-            with pytest.raises(StoreLocked, match="is at it already"), journal.lock():
+            with pytest.raises(StoreLocked, match="locked by process"), journal.lock():
                 pass
             process.send_signal(how)
             process.stdin.close()
