@@ -33,7 +33,7 @@ store_app = typer.Typer(
 app.add_typer(store_app, name="store")
 
 USER_ERROR, WORK_FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: what the user can mend; some clips failed; Ctrl-C."""
+"""Exit codes: errors that the user can fix; some clips failed; Ctrl-C."""
 
 StoreOption = Annotated[
     Path | None,

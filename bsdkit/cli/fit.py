@@ -83,7 +83,7 @@ def ablate_command(
     fresh: FreshOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Compare variants of a recipe with it on the same clips; says which clear the noise."""
+    """Compare variants with a recipe, paired by clip; reports which differences are significant."""
     from bsdkit.experiments.ablate import ablate, variants_of
     from bsdkit.experiments.ablation_table import ablation_table
     from bsdkit.recipe.schema import load_recipe
@@ -131,14 +131,14 @@ def tune_command(
     ] = "",
     nested: Annotated[
         Literal["folds", "none"],
-        typer.Option(help="Search again without each fold for an honest score, or not at all."),
+        typer.Option(help="Search again without each fold for a nested score, or not at all."),
     ] = "folds",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the settings tried.")] = 0,
     runs: RunsOption = Path("runs"),
     device: DeviceOption = "cpu",
 ) -> None:
-    """Search a member's settings, scored on clips that had no say; run again to go on."""
+    """Search a member's settings by nested cross-validation; run again to resume."""
     from bsdkit.experiments.tune import tune
     from bsdkit.experiments.tune.tables import tuning_tables
     from bsdkit.recipe.schema import load_recipe

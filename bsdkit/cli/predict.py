@@ -76,7 +76,7 @@ def predict_command(
     if prediction.trained_on:
         typer.echo(
             f"{len(prediction.trained_on)} of these clips were trained on, so scores of them are "
-            f"not honest; the out-of-fold predictions are in {run / 'predictions.csv'}",
+            f"optimistic; the out-of-fold predictions are in {run / 'predictions.csv'}",
             err=True,
         )
     for clip in prediction.fallback:
@@ -100,7 +100,7 @@ def check_command(
         ),
     ] = None,
 ) -> None:
-    """Predict a run's own clips anew, in processes without labels; must equal what it wrote."""
+    """Re-run inference without labels and verify predictions.csv."""
     from bsdkit.report.tables import percent
     from bsdkit.runs.folder import load_run
     from bsdkit.runs.verify import verify_run
@@ -124,8 +124,7 @@ def check_command(
     typer.echo(f"equal to {run / 'predictions.csv'} and to the score in metrics.json")
     if found.on_their_word:
         typer.echo(
-            "imported without folds, so out of fold on their word: "
-            + ", ".join(found.on_their_word),
+            "imported without folds, so unverified out-of-fold: " + ", ".join(found.on_their_word),
             err=True,
         )
 

@@ -156,7 +156,7 @@ def protocol_notes(result: Mapping[str, Any]) -> list[str]:
         )
     if result["on_their_word"]:
         lines.append(
-            "imported without folds, so out of fold on their word: "
+            "imported without folds, so unverified out-of-fold: "
             + ", ".join(result["on_their_word"])
         )
     if result["weights_are_given"]:

@@ -140,7 +140,7 @@ def _remarks(tuning: Tuning) -> list[str]:
     if tuning.nested is None or tuning.optimism is None:
         lines.append(
             "the score is in-sample: the setting was chosen on the clips that it is scored on, so "
-            "it says nothing about other clips; leave out --nested none for an estimate"
+            "it is no estimate for other clips; leave out --nested none to get one"
         )
     else:
         lines.append(f"optimism of tuning: {percent(tuning.optimism)} points")

@@ -255,14 +255,14 @@ def near_duplicates(
     """Pairs of rows in different folds with a cosine above a limit.
 
     Two unit vectors at cosine c are sqrt(2 - 2 c) apart, and no projection on orthonormal axes
-    sets them further apart. So blocks are sieved in a few dimensions, which loses no pair, and
+    sets them further apart. So blocks are screened in a few dimensions, which loses no pair, and
     only what is left is compared in all of them. Rows of zeros are near nothing.
 
     Args:
         X: embeddings [n, dim].
         folds: the fold [n] of each row.
         labels: class positions [n].
-        axes: orthonormal axes [dim, k]; those of `principal_axes` sieve best.
+        axes: orthonormal axes [dim, k]; those of `principal_axes` screen best.
         cosine: the limit.
         n_examples: the most pairs to name.
     """
