@@ -64,7 +64,7 @@ class Clips:
         description: descriptions [n].
         duration: seconds [n]; NaN where unknown.
         sha256: hex digests [n] of the audio files; empty where unknown.
-        audio: paths [n] of the audio files, None where only embeddings are at hand.
+        audio: paths [n] of the audio files, None where only embeddings are available.
     """
 
     ids: Strings

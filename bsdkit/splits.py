@@ -261,6 +261,6 @@ def inner_validation(
 
 
 def shared_groups(split: Split, groups: IntArray) -> IntArray:
-    """Group numbers that stand on both sides of some fold, ascending; empty when disjoint."""
+    """Group numbers with clips on both sides of some fold, ascending; empty when disjoint."""
     shared = [np.intersect1d(groups[train], groups[test]) for train, test in split]
     return np.unique(np.concatenate(shared)) if shared else np.array([], np.int64)

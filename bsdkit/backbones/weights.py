@@ -8,7 +8,6 @@ not resume; huggingface_hub does, but only files of the hub, and most of these a
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -19,6 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from bsdkit.errors import BackboneUnavailable
 
@@ -93,8 +94,7 @@ def fetch(file: WeightFile, progress: Callable[[int, int], None] | None = None) 
     if not file.url:
         raise BackboneUnavailable(f"{file.name} has no direct link: {file.instructions()}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(path.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it: wait, then look again
+    with FileLock(path.with_name(path.name + ".lock")):  # waits for another process's download
         return path if path.is_file() else _fetch(file, progress)
 
 

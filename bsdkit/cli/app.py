@@ -17,6 +17,8 @@ from bsdkit.version import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bsdkit.report.table import Table
+
 
 app = typer.Typer(
     name="bsdkit",
@@ -31,7 +33,7 @@ store_app = typer.Typer(
 app.add_typer(store_app, name="store")
 
 USER_ERROR, WORK_FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: what the user can mend; some clips failed; Ctrl-C."""
+"""Exit codes: errors that the user can fix; some clips failed; Ctrl-C."""
 
 StoreOption = Annotated[
     Path | None,
@@ -73,6 +75,13 @@ def console(*, stderr: bool = False) -> Console:
 
     width = None if sys.stdout.isatty() else 130
     return Console(stderr=stderr, width=width, highlight=False, markup=False)
+
+
+def show(*tables: Table) -> None:
+    """Prints tables."""
+    out = console()
+    for table in tables:
+        table.to_rich(out)
 
 
 def command(parent: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -18,6 +18,7 @@ from bsdkit.cli.app import (
     command,
     console,
     default_store,
+    show,
 )
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
@@ -261,7 +262,7 @@ def priors_command(
 def prior_audit_command(store: StoreArgument) -> None:
     """Say how much of each prior's accuracy is owed to class words in the metadata."""
     from bsdkit.priors.audit import audit_priors
-    from bsdkit.report.prior_tables import print_prior_audits
+    from bsdkit.report.tables import prior_audit_tables
     from bsdkit.store.store import Store
 
-    print_prior_audits(console(), audit_priors(Store(store)), str(store))
+    show(*prior_audit_tables(audit_priors(Store(store)), str(store)))

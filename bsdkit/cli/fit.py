@@ -16,6 +16,7 @@ from bsdkit.cli.app import (
     app,
     command,
     console,
+    show,
 )
 from bsdkit.errors import RecipeError
 
@@ -35,7 +36,7 @@ def fit_command(
     from bsdkit.api import fit
     from bsdkit.recipe.map import read_map
     from bsdkit.recipe.schema import load_recipe
-    from bsdkit.report.tables import print_fit
+    from bsdkit.report.tables import fit_tables
 
     note, out = console(stderr=True), console()
     names = read_map(map_) if map_ else None
@@ -56,7 +57,7 @@ def fit_command(
             reuse=not fresh,
             on_step=lambda line: note.print(line, style="dim"),
         )
-        print_fit(out, result.metrics)
+        show(*fit_tables(result.metrics))
         reused = f", {result.n_reused} reused" if result.n_reused else ""
         out.print(
             f"{result.n_trained} members trained{reused} in {result.seconds:.1f} s; "
@@ -82,13 +83,13 @@ def ablate_command(
     fresh: FreshOption = False,
     markdown: MarkdownOption = False,
 ) -> None:
-    """Compare variants of a recipe with it on the same clips; says which clear the noise."""
+    """Compare variants with a recipe, paired by clip; reports which differences are significant."""
     from bsdkit.experiments.ablate import ablate, variants_of
-    from bsdkit.experiments.ablation_table import ablation_markdown, print_ablation
+    from bsdkit.experiments.ablation_table import ablation_table
     from bsdkit.recipe.schema import load_recipe
     from bsdkit.recipe.vary import combinations, parse_variation
 
-    note, out = console(stderr=True), console()
+    note = console(stderr=True)
     baseline = load_recipe(recipe)
     changes = combinations([parse_variation(text) for text in vary]) if vary else []
     variants = variants_of(baseline, changes, [load_recipe(path) for path in others or []])
@@ -101,10 +102,11 @@ def ablate_command(
         reuse=not fresh,
         on_step=lambda line: note.print(line, style="dim"),
     )
+    table = ablation_table(result)
     if markdown:
-        typer.echo(ablation_markdown(result))
+        typer.echo(table.to_markdown(is_bare=True))
     else:
-        print_ablation(out, result)
+        show(table)
     note.print(
         f"{result.n_trained} members trained, {result.n_reused} reused in {result.seconds:.1f} s",
         style="dim",
@@ -129,16 +131,16 @@ def tune_command(
     ] = "",
     nested: Annotated[
         Literal["folds", "none"],
-        typer.Option(help="Search again without each fold for an honest score, or not at all."),
+        typer.Option(help="Search again without each fold for a nested score, or not at all."),
     ] = "folds",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the settings tried.")] = 0,
     runs: RunsOption = Path("runs"),
     device: DeviceOption = "cpu",
 ) -> None:
-    """Search a member's settings, scored on clips that had no say; run again to go on."""
+    """Search a member's settings by nested cross-validation; run again to resume."""
     from bsdkit.experiments.tune import tune
-    from bsdkit.experiments.tune.tables import print_tuning
+    from bsdkit.experiments.tune.tables import tuning_tables
     from bsdkit.recipe.schema import load_recipe
 
     note, out = console(stderr=True), console()
@@ -154,7 +156,7 @@ def tune_command(
         device=device,
         on_step=lambda line: note.print(line, style="dim"),
     )
-    print_tuning(out, tuning)
+    show(*tuning_tables(tuning))
     out.print(
         f"{tuning.n_trained} models of a setting and fold trained in {tuning.seconds:.1f} s; "
         f"trials: {tuning.folder / 'trials.csv'}"

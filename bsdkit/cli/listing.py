@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from bsdkit.cli.app import DeviceOption, TaxonomyOption, app, command, console
+from bsdkit.cli.app import DeviceOption, TaxonomyOption, app, command, console, show
 
 
 @command(app, "dataset")
@@ -17,19 +17,19 @@ def dataset_command(
 ) -> None:
     """Show what reading a dataset keeps and drops, and how its classes are filled."""
     from bsdkit.dataset import read_dataset
-    from bsdkit.report.tables import print_dataset
+    from bsdkit.report.tables import dataset_table
 
     clips, report = read_dataset(data, taxonomy)
-    print_dataset(console(), clips, report)
+    show(dataset_table(clips, report))
 
 
 @command(app, "backbones")
 def backbones_command() -> None:
     """List the backbones: outputs, licence, and whether each is ready here."""
     from bsdkit.backbones.registry import backbone_classes
-    from bsdkit.report.tables import print_backbones
+    from bsdkit.report.tables import backbones_table
 
-    print_backbones(console(), backbone_classes())
+    show(backbones_table(backbone_classes()))
 
 
 @command(app, "doctor")

@@ -15,6 +15,7 @@ from bsdkit.cli.app import (
     command,
     console,
     default_store,
+    show,
 )
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
@@ -75,7 +76,7 @@ def predict_command(
     if prediction.trained_on:
         typer.echo(
             f"{len(prediction.trained_on)} of these clips were trained on, so scores of them are "
-            f"not honest; the out-of-fold predictions are in {run / 'predictions.csv'}",
+            f"optimistic; the out-of-fold predictions are in {run / 'predictions.csv'}",
             err=True,
         )
     for clip in prediction.fallback:
@@ -99,7 +100,7 @@ def check_command(
         ),
     ] = None,
 ) -> None:
-    """Predict a run's own clips anew, in processes without labels; must equal what it wrote."""
+    """Re-run inference without labels and verify predictions.csv."""
     from bsdkit.report.tables import percent
     from bsdkit.runs.folder import load_run
     from bsdkit.runs.verify import verify_run
@@ -123,8 +124,7 @@ def check_command(
     typer.echo(f"equal to {run / 'predictions.csv'} and to the score in metrics.json")
     if found.on_their_word:
         typer.echo(
-            "imported without folds, so out of fold on their word: "
-            + ", ".join(found.on_their_word),
+            "imported without folds, so unverified out-of-fold: " + ", ".join(found.on_their_word),
             err=True,
         )
 
@@ -150,7 +150,7 @@ def evaluate_command(
     """Score a prediction file as the organisers do, with intervals."""
     from bsdkit.metrics import bootstrap, evaluate
     from bsdkit.predictions import flat_taxonomy, read_predictions
-    from bsdkit.report.tables import print_evaluation
+    from bsdkit.report.tables import evaluation_tables
     from bsdkit.taxonomy import load_taxonomy
 
     is_flat = taxonomy == "flat"
@@ -163,4 +163,4 @@ def evaluate_command(
         typer.echo(json.dumps(scores.to_dict()))
         return
     intervals = bootstrap(read.y_true, read.y_pred, tree, n_resamples=resamples)
-    print_evaluation(console(), scores, intervals, per_class=per_class)
+    show(*evaluation_tables(scores, intervals, per_class=per_class))

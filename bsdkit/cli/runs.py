@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bsdkit.cli.app import MarkdownOption, app, command, console
+from bsdkit.cli.app import MarkdownOption, app, command, show
 from bsdkit.errors import RecipeError
 from bsdkit.location import as_location
 
@@ -91,12 +91,13 @@ def leaderboard_command(
 
 
 def _print_board(board: Leaderboard, markdown: bool) -> None:
-    from bsdkit.experiments.leaderboard_table import leaderboard_markdown, print_leaderboard
+    from bsdkit.experiments.leaderboard_table import leaderboard_table
 
+    table = leaderboard_table(board)
     if markdown:
-        typer.echo(leaderboard_markdown(board))
+        typer.echo(table.to_markdown())
     else:
-        print_leaderboard(console(), board)
+        show(table)
 
 
 @command(app, "label-quality")
@@ -129,7 +130,7 @@ def label_quality_command(
 ) -> None:
     """Say which labels are likely wrong, by models that did not see the clips; writes a CSV."""
     from bsdkit.experiments.label_quality import label_quality, write_label_issues
-    from bsdkit.experiments.label_table import print_label_quality
+    from bsdkit.experiments.label_table import label_quality_tables
     from bsdkit.runs.folder import load_run
     from bsdkit.runs.predict import out_of_fold, predict_run, training_clips
     from bsdkit.store.store import Store
@@ -155,5 +156,5 @@ def label_quality_command(
             err=True,
         )
     write_label_issues(out, quality)
-    print_label_quality(console(), quality, n_top=top, min_clips=min_clips)
+    show(*label_quality_tables(quality, n_top=top, min_clips=min_clips))
     typer.echo(f"{len(quality.clips)} rows written to {out}")

@@ -13,7 +13,7 @@ from bsdkit.cli.app import (
     StoreArgument,
     TaxonomyOption,
     command,
-    console,
+    show,
     store_app,
 )
 from bsdkit.errors import DatasetError
@@ -23,12 +23,12 @@ from bsdkit.location import as_location
 @command(store_app, "ls")
 def store_ls(store: StoreArgument) -> None:
     """List the features of a store."""
-    from bsdkit.report.tables import print_store
+    from bsdkit.report.tables import store_table
     from bsdkit.store.store import Store
     from bsdkit.store.texts import list_texts
 
     opened = Store(store)
-    print_store(console(), opened.clips, opened.infos(), list_texts(opened.path))
+    show(store_table(opened.clips, opened.infos(), list_texts(opened.path)))
 
 
 @command(store_app, "verify")
@@ -48,7 +48,7 @@ def store_verify(
     ] = "",
 ) -> None:
     """Check every feature: checksum, missing and failed rows, NaN, copies; or compare two."""
-    from bsdkit.report.tables import print_comparison, print_verification
+    from bsdkit.report.tables import comparison_table, verification_table
     from bsdkit.store.store import Store
     from bsdkit.store.texts import list_texts
     from bsdkit.store.verify import compare_stores, verify_store
@@ -57,12 +57,12 @@ def store_verify(
         if not feature:
             raise DatasetError("--against needs --feature NAME; bsdkit store ls shows the names")
         other = against_feature or feature
-        print_comparison(console(), compare_stores(Store(store), Store(against), feature, other))
+        show(comparison_table(compare_stores(Store(store), Store(against), feature, other)))
         return
     opened = Store(store)
     list_texts(opened.path)  # refuses damaged ones
     reports = verify_store(opened)
-    print_verification(console(), reports)
+    show(verification_table(reports))
     if not reports:
         raise DatasetError(f"{store} has no feature; embed one with bsdkit extract --store {store}")
     if any(report.faults for report in reports):

@@ -30,6 +30,7 @@ from pydantic import AfterValidator
 
 from bsdkit.errors import RecipeError
 from bsdkit.registry import Registry
+from bsdkit.stats import softmax
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -253,11 +254,6 @@ def _log(p: FloatArray) -> FloatArray:
     return np.log(np.maximum(p, LOWEST_PROBABILITY))
 
 
-def _softmax(logits: FloatArray) -> FloatArray:
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(e / e.sum(axis=1, keepdims=True))
-
-
 def _predicted_family(p: FloatArray, family_of: list[int]) -> IntArray:
     """The family [n] with the largest summed probability; of equals the first."""
     totals = np.zeros((len(p), max(family_of) + 1))
@@ -326,7 +322,7 @@ class _Temperature(Calibration):
     @staticmethod
     def apply(p: FloatArray, parameters: Parameters) -> FloatArray:
         """See `Calibration.apply`."""
-        return _softmax(_log(p) / np.array(parameters["temperature"], np.float64))
+        return softmax(_log(p) / np.array(parameters["temperature"], np.float64))
 
 
 @register("vector")
@@ -385,7 +381,7 @@ class _Vector(Calibration):
     def apply(p: FloatArray, parameters: Parameters) -> FloatArray:
         """See `Calibration.apply`."""
         scale, bias = (np.array(parameters[k], np.float64) for k in ("scale", "bias"))
-        return _softmax(_log(p) * scale + bias)
+        return softmax(_log(p) * scale + bias)
 
 
 @register("family")
@@ -416,7 +412,7 @@ class _Family(Calibration):
         """See `Calibration.apply`."""
         temperature = np.array(parameters["temperature"], np.float64)
         families = _predicted_family(p, parameters["family_of"])
-        return _softmax(_log(p) / temperature[families][:, None])
+        return softmax(_log(p) / temperature[families][:, None])
 
 
 @register("isotonic")

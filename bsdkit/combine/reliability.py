@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bsdkit.combine.calibrate import LOWEST_PROBABILITY, checked
 from bsdkit.errors import RecipeError
 from bsdkit.metrics import Interval
+from bsdkit.stats import wilson_interval
 
 __all__ = ["Reliability", "ReliabilityBin", "reliability"]
 
@@ -119,7 +120,7 @@ def reliability(
     counts = np.diff([*starts, n])
     right = np.add.reduceat(is_right[order].astype(np.int64), starts)
     mean_confidence = np.add.reduceat(confidence[order], starts) / counts
-    low, high = _wilson(right, counts)
+    low, high = wilson_interval(right, counts)
     bins = tuple(
         ReliabilityBin(
             low=float(edges[b]),
@@ -148,14 +149,6 @@ def reliability(
         nll=float(-np.log(np.maximum(true, LOWEST_PROBABILITY)).mean()),
         brier=float(((p**2).sum(axis=1) - 2 * true + 1).mean()),
     )
-
-
-def _wilson(n_right: IntArray, n: IntArray) -> tuple[FloatArray, FloatArray]:
-    """The 95 % score interval of a share (Wilson, JASA 1927)."""
-    centre = n_right + _Z_95**2 / 2
-    half = _Z_95 * np.sqrt(n_right * (n - n_right) / n + _Z_95**2 / 4)
-    total = n + _Z_95**2
-    return np.maximum((centre - half) / total, 0.0), np.minimum((centre + half) / total, 1.0)
 
 
 def _resampled_sums(

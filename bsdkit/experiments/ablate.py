@@ -160,7 +160,7 @@ def ablate(
         raise HeadError(named) from None
     if on_step:
         on_step("comparing")
-    # single seeds are averaged plainly, which says nothing of variants that combine otherwise
+    # single seeds are averaged plainly, which is no measure of variants that combine otherwise
     has_seeds = judged != ENSEMBLE or len({_chain_of(r) for r in recipes.values()}) == 1
     found = []
     for i, variant in enumerate(recipes.values()):

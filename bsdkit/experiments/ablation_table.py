@@ -1,17 +1,15 @@
-"""What an ablation found, as a table for the terminal and as Markdown."""
+"""What an ablation found, and its table."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from bsdkit.metrics import Comparison, Interval, Spread
-from bsdkit.report.tables import percent
+from bsdkit.report.table import Table, columns
+from bsdkit.report.tables import percent, shown_interval
 
-__all__ = ["ENSEMBLE", "Ablation", "Judged", "ablation_markdown", "print_ablation"]
+__all__ = ["ENSEMBLE", "Ablation", "Judged", "ablation_table"]
 
 ENSEMBLE = "ensemble"
 """What is judged where no member is: the nested ensemble."""
@@ -87,7 +85,7 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
     base = ablation.baseline
     rows: list[tuple[str, ...]] = [
         _COLUMNS,
-        ("the recipe as it stands", percent(base.value), _interval(base),
+        ("the recipe as it stands", percent(base.value), shown_interval(vars(base)),
          *_tuned(base, ablation.baseline_in_sample), _spread(ablation.baseline_seeds), "", "", "",
          "")
     ]  # fmt: skip
@@ -101,7 +99,7 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
             (
                 one.name,
                 percent(one.score.value),
-                _interval(one.score),
+                shown_interval(vars(one.score)),
                 *_tuned(one.score, one.in_sample),
                 _spread(one.seeds),
                 f"{_signed(d.difference)} [{_signed(d.low)}, {_signed(d.high)}]",
@@ -123,10 +121,6 @@ def _tuned(nested: Interval, in_sample: float | None) -> tuple[str, str]:
     return percent(in_sample), percent(in_sample - nested.value)
 
 
-def _interval(interval: Interval) -> str:
-    return f"[{percent(interval.low, 1)}, {percent(interval.high, 1)}]"
-
-
 def _spread(found: Spread) -> str:
     return f"± {percent(found.standard_deviation)}" if found.n > 1 else ""
 
@@ -138,32 +132,21 @@ _COLUMNS = (
 _SEEDS = _COLUMNS.index("seeds")
 
 
-def print_ablation(console: Console, ablation: Ablation) -> None:
-    """Prints one row a variant, the baseline first."""
+def ablation_table(ablation: Ablation) -> Table:
+    """One row a variant, the baseline first."""
     what = ablation.judged if ablation.judged == ENSEMBLE else f"member {ablation.judged}"
     aim = ", at the target's class frequencies" if ablation.is_at_target else ""
-    title = f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold{aim}"
-    table = Table(title=title, title_justify="left")
     heading, *rows = _rows(ablation)
-    for column in heading:
-        is_text = column in ("variant", "verdict")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
+    table = Table(
+        columns(*heading, left=["variant", "verdict"], no_wrap=True),
+        f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold{aim}",
+    )
     styles = {"gain": "green", "loss": "red"}
     for row in rows:
-        table.add_row(*row, style=styles.get(row[-1], ""))
-    console.print(table)
+        table.add(*row, style=styles.get(row[-1], ""))
     verdicts = Counter(one.verdict for one in ablation.variants)
     order = ("gain", "loss", "within noise", "diverged")
     counts = ", ".join(f"{verdicts[v]} {v}" for v in order if verdicts[v])
-    console.print(f"{len(ablation.variants)} compared: {counts}")
-    for one in ablation.variants:
-        if one.fault:
-            console.print(f"{one.name} diverged: {one.fault}")
-
-
-def ablation_markdown(ablation: Ablation) -> str:
-    """The same as a Markdown table."""
-    heading, *rows = _rows(ablation)
-    aligned = ["---" if c in ("variant", "verdict") else "---:" for c in heading]
-    rows = [heading, tuple(aligned), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    table.notes.append(f"{len(ablation.variants)} compared: {counts}")
+    table.notes += [f"{one.name} diverged: {one.fault}" for one in ablation.variants if one.fault]
+    return table

@@ -36,6 +36,7 @@ import numpy.typing as npt
 from bsdkit.csvfile import write_csv_rows
 from bsdkit.dataset import Clips
 from bsdkit.errors import DatasetError
+from bsdkit.stats import wilson_interval
 
 __all__ = [
     "ClassNoise",
@@ -50,7 +51,6 @@ __all__ = [
     "find_issues",
     "label_quality",
     "uploader_noise",
-    "wilson_interval",
     "write_label_issues",
 ]
 
@@ -62,7 +62,6 @@ Ranking = Literal["margin", "self-confidence"]
 
 # The mean of equal numbers can exceed them in the last digit, and then none would reach it.
 _TOLERANCE = 1e-6
-_Z95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -410,20 +409,6 @@ class GroupNoise:
         return self.n_issues / self.n_clips
 
 
-def wilson_interval(n_hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, E. B. Wilson, JASA 22 (1927).
-
-    Examples:
-        >>> [round(end, 4) for end in wilson_interval(3, 10)], wilson_interval(0, 5)[0]
-        ([0.1078, 0.6032], 0.0)
-    """
-    share, z2 = n_hits / n, _Z95**2
-    centre = share + z2 / (2 * n)
-    spread = _Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
-    low, high = ((centre + side * spread) / (1 + z2 / n) for side in (-1, 1))
-    return (low if n_hits else 0.0), (high if n_hits < n else 1.0)
-
-
 def _groups(names: Sequence[str], quality: LabelQuality) -> list[GroupNoise]:
     """One entry a name that is not empty, of judged clips, in the order of the names' text."""
     n_clips: dict[str, int] = {}
@@ -434,7 +419,7 @@ def _groups(names: Sequence[str], quality: LabelQuality) -> list[GroupNoise]:
             n_clips[name] = n_clips.get(name, 0) + 1
             n_issues[name] = n_issues.get(name, 0) + int(is_issue[row])
     return [
-        GroupNoise(name, n, n_issues[name], *wilson_interval(n_issues[name], n))
+        GroupNoise(name, n, n_issues[name], *map(float, wilson_interval(n_issues[name], n)))
         for name, n in sorted(n_clips.items())
     ]
 

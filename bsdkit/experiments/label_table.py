@@ -1,4 +1,4 @@
-"""Tables of label quality for the terminal."""
+"""Tables of label quality."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from bsdkit.experiments.label_quality import (
     ClassNoise,
@@ -18,40 +15,38 @@ from bsdkit.experiments.label_quality import (
     confidence_noise,
     uploader_noise,
 )
-from bsdkit.report.tables import percent
+from bsdkit.report.table import Table, columns
+from bsdkit.report.tables import percent, shown_interval
 
-__all__ = ["print_label_quality"]
+__all__ = ["label_quality_tables"]
 
 
-def print_label_quality(
-    console: Console,
-    quality: LabelQuality,
-    *,
-    n_top: int = 20,
-    min_clips: int = 5,
-    n_uploaders: int = 15,
-) -> None:
-    """Prints the estimated share of wrong labels, its classes and uploaders, and the issues.
+def label_quality_tables(
+    quality: LabelQuality, *, n_top: int = 20, min_clips: int = 5, n_uploaders: int = 15
+) -> list[Table]:
+    """The estimated share of wrong labels, its classes and uploaders, and the issues.
 
     Args:
-        console: where to print.
         quality: what `label_quality` found.
         n_top: issues shown, the clearest first; 0 for none.
         min_clips: judged clips that an uploader needs to be shown.
         n_uploaders: uploaders shown, those with most issues first.
     """
-    console.print("\n".join(_summary(quality)), highlight=False)
-    _print_classes(console, class_noise(quality))
+    tables = [_class_table(class_noise(quality))]
+    tables[0].lead += [*_summary(quality), ""]
     uploaders = uploader_noise(quality, min_clips)
     shown = [group for group in uploaders[:n_uploaders] if group.n_issues]
     if shown:
         title = f"uploaders of {min_clips} clips or more ({len(shown)} of {len(uploaders)} shown)"
-        _print_groups(console, title, "uploader", shown)
+        tables.append(_group_table(title, "uploader", shown))
     levels = confidence_noise(quality)
     if levels:
-        _print_groups(console, "annotators' confidence, 1 to 5", "confidence", levels)
-    if n_top:
-        _print_issues(console, quality, n_top)
+        tables.append(_group_table("annotators' confidence, 1 to 5", "confidence", levels))
+    if n_top and len(quality.issues):
+        tables.append(_issue_table(quality, n_top))
+    elif n_top:
+        tables[-1].notes.append("no label is an issue")
+    return tables
 
 
 def _summary(quality: LabelQuality) -> list[str]:
@@ -79,28 +74,15 @@ def _summary(quality: LabelQuality) -> list[str]:
             "believe these labels, so nearly any clip reaches them and too many wrong labels "
             "are put down to them"
         )
-    lines[-1] += "\n"
     return lines
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in left:
-        table.add_column(column)
-    for column in right:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _print_classes(console: Console, classes: Sequence[ClassNoise]) -> None:
-    table = _table(
-        "labels by class",
-        ["class"],
-        ["clips", "estimated wrong", "in %", "issues", "truly most often", "of the wrong, in %",
-         "in the family, in %"],
-    )  # fmt: skip
+def _class_table(classes: Sequence[ClassNoise]) -> Table:
+    heading = ("class", "clips", "estimated wrong", "in %", "issues", "truly most often",
+               "of the wrong, in %", "in the family, in %")  # fmt: skip
+    table = Table(columns(*heading, left=["class"]), "labels by class")
     for c in classes:
-        table.add_row(
+        table.add(
             c.label,
             str(c.n_clips),
             f"{c.n_wrong:.1f}",
@@ -114,48 +96,41 @@ def _print_classes(console: Console, classes: Sequence[ClassNoise]) -> None:
     if total:
         n_clips = sum(c.n_clips for c in classes)
         near = sum(c.n_wrong * c.within_family for c in classes if c.true_label)
-        table.add_section()
-        table.add_row(
+        table.add(
             "all", str(n_clips), f"{total:.1f}", percent(total / n_clips, 1),
-            str(sum(c.n_issues for c in classes)), "", "", percent(near / total, 0),
+            str(sum(c.n_issues for c in classes)), "", "", percent(near / total, 0), rule=True,
         )  # fmt: skip
-    console.print(table)
+    return table
 
 
-def _print_groups(console: Console, title: str, heading: str, groups: Sequence[GroupNoise]) -> None:
-    table = _table(title, [heading], ["clips", "issues", "in %", "95 % interval"])
+def _group_table(title: str, heading: str, groups: Sequence[GroupNoise]) -> Table:
+    table = Table(
+        columns(heading, "clips", "issues", "in %", "95 % interval", left=[heading]), title
+    )
     for group in groups:
-        table.add_row(
-            Text(group.name),
-            str(group.n_clips),
-            str(group.n_issues),
-            percent(group.share, 1),
-            f"[{percent(group.low, 1)}, {percent(group.high, 1)}]",
-        )
-    console.print(table)
+        counts = str(group.n_clips), str(group.n_issues)
+        table.add(group.name, *counts, percent(group.share, 1), shown_interval(vars(group)))
+    return table
 
 
-def _print_issues(console: Console, quality: LabelQuality, n_top: int) -> None:
-    if not len(quality.issues):
-        console.print("no label is an issue")
-        return
+def _issue_table(quality: LabelQuality, n_top: int) -> Table:
     n_shown = min(n_top, len(quality.issues))
-    table = _table(
+    words = ("id", "title", "uploader", "label", "suggested")
+    table = Table(
+        columns(*words, "p(label)", "p(suggested)", "margin", left=words),
         f"issues ({n_shown} of {len(quality.issues)} shown)",
-        ["id", "title", "uploader", "label", "suggested"],
-        ["p(label)", "p(suggested)", "margin"],
     )
     clips, labels = quality.clips, quality.clips.taxonomy.labels
     for row in islice(quality.issues, n_shown):
         suggested = int(quality.suggested[row])
-        table.add_row(
-            Text(clips.ids[row]),
-            Text(clips.title[row]),
-            Text(clips.uploader[row]),
+        table.add(
+            clips.ids[row],
+            clips.title[row],
+            clips.uploader[row],
             labels[int(clips.labels[row])],
             labels[suggested],
             f"{quality.self_confidence[row]:.3f}",
             f"{quality.probabilities[row, suggested]:.3f}",
             f"{np.round(quality.margin[row], 3):+.3f}",
         )
-    console.print(table)
+    return table

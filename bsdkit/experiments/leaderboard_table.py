@@ -1,20 +1,17 @@
-"""Runs side by side, as a table for the terminal and as Markdown."""
+"""Runs side by side, and their table."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from bsdkit.metrics import Comparison, Interval
-from bsdkit.report.tables import difference, percent
+from bsdkit.report.table import Table, columns
+from bsdkit.report.tables import difference, percent, shown_interval
 
-__all__ = ["Entry", "Leaderboard", "leaderboard_markdown", "print_leaderboard"]
+__all__ = ["Entry", "Leaderboard", "leaderboard_table"]
 
 _COLUMNS = ("run", "hF_strict", "95 % interval", "hF", "hA", "optimism", "against", "p (Holm)",
             "verdict", "seconds", "parameters")  # fmt: skip
-_TEXT = ("run", "verdict")
 _CLEAR = 0.05
 
 
@@ -88,7 +85,7 @@ def _rows(board: Leaderboard) -> list[list[str]]:
             [
                 entry.name,
                 percent(score.value),
-                f"[{percent(score.low, 1)}, {percent(score.high, 1)}]",
+                shown_interval(vars(score)),
                 percent(entry.hF.value),
                 percent(entry.hA.value),
                 percent(entry.optimism),
@@ -100,13 +97,6 @@ def _rows(board: Leaderboard) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _title(board: Leaderboard) -> str:
-    return (
-        f"{board.split} folds, {board.n_clips} clips, nested, out of fold; differences in "
-        f"hF_strict, paired with {board.baseline}"
-    )
 
 
 def _notes(board: Leaderboard) -> list[str]:
@@ -121,21 +111,14 @@ def _notes(board: Leaderboard) -> list[str]:
     return notes
 
 
-def print_leaderboard(console: Console, board: Leaderboard) -> None:
-    """Prints runs, the best first, with paired differences from the baseline."""
-    table = Table(title=_title(board), title_justify="left")
-    for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in _TEXT else "right")
+def leaderboard_table(board: Leaderboard) -> Table:
+    """Runs, the best first, with paired differences from the baseline."""
+    table = Table(
+        columns(*_COLUMNS, left=["run", "verdict"]),
+        f"{board.split} folds, {board.n_clips} clips, nested, out of fold; differences in "
+        f"hF_strict, paired with {board.baseline}",
+        notes=_notes(board),
+    )
     for row in _rows(board):
-        table.add_row(*row)
-    console.print(table)
-    for note in _notes(board):
-        console.print(note)
-
-
-def leaderboard_markdown(board: Leaderboard) -> str:
-    """The same as a Markdown table."""
-    lines = [f"{_title(board)}:", "", "| " + " | ".join(_COLUMNS) + " |"]
-    lines.append("|" + "|".join(" --- " if c in _TEXT else " ---: " for c in _COLUMNS) + "|")
-    lines += ["| " + " | ".join(row) + " |" for row in _rows(board)]
-    return "\n".join([*lines, *("\n" + note for note in _notes(board))])
+        table.add(*row)
+    return table

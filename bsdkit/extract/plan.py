@@ -212,7 +212,7 @@ def make_jobs(
         shards = in_shards(todo, shard_size)
         mine = {output: specs[output] for output in kept_rows}
         _check_same_windows(backbone, mine)
-        # rows without windows' vectors cannot stand beside rows with them in one file
+        # rows without windows' vectors cannot share a file with rows that have them
         has_segments = any(rows and rows.segments is not None for rows in kept_rows.values())
         done = _done(
             clips,
@@ -264,7 +264,7 @@ def _kept(
     if not folder.final.is_file():
         return None, np.zeros(len(clips), bool)
     rows = read_feature(folder.final, with_segments=True)
-    # what does not match its checksum is embedded again, not sealed anew
+    # what does not match its checksum is embedded again, not given a new checksum
     is_damaged = rows.checksum() != read_info(folder.final).checksum
     if is_damaged or (keep_segments and rows.segments is None):
         return None, np.zeros(len(clips), bool)

@@ -15,8 +15,9 @@ from threadpoolctl import threadpool_limits
 
 from bsdkit.heads.base import FloatArray
 from bsdkit.heads.class_weights import check_kind, weigh_rows
-from bsdkit.heads.plain import PlainHead, softmax
+from bsdkit.heads.plain import PlainHead
 from bsdkit.heads.registry import register
+from bsdkit.stats import softmax
 
 __all__ = ["LinearHead"]
 

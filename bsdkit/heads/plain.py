@@ -19,13 +19,7 @@ from bsdkit.heads.normalize import (
     resolve_kinds,
 )
 
-__all__ = ["PlainHead", "ReducedHead", "principal_components", "softmax"]
-
-
-def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Probabilities [..., n_classes] of scores."""
-    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+__all__ = ["PlainHead", "ReducedHead", "principal_components"]
 
 
 class PlainHead(Head):

@@ -12,8 +12,9 @@ from threadpoolctl import threadpool_limits
 
 from bsdkit.errors import HeadError
 from bsdkit.heads.base import FloatArray
-from bsdkit.heads.plain import PlainHead, softmax
+from bsdkit.heads.plain import PlainHead
 from bsdkit.heads.registry import register
+from bsdkit.stats import softmax
 
 __all__ = ["PriorHead"]
 

@@ -11,8 +11,9 @@ from threadpoolctl import threadpool_limits
 
 from bsdkit.heads.base import FloatArray
 from bsdkit.heads.normalize import column_statistics
-from bsdkit.heads.plain import PlainHead, softmax
+from bsdkit.heads.plain import PlainHead
 from bsdkit.heads.registry import register
+from bsdkit.stats import softmax
 
 __all__ = ["PrototypeHead", "unit_rows"]
 

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import HeadError
-from bsdkit.heads.plain import softmax
 from bsdkit.members.plan import ExtraClips, MemberPlan, Task
 from bsdkit.recipe.teaching import Distillation, ExtraPlan
+from bsdkit.stats import softmax
 
 __all__ = [
     "ExtraTargets",

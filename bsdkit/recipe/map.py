@@ -18,13 +18,13 @@ _PARTS = ("features", "stores", "heads")
 
 @dataclass(frozen=True)
 class NameMap:
-    """Names of what is at hand, by the names that recipes use.
+    """Names of what is available here, by the names that recipes use.
 
     Attributes:
         features: by feature (``clap.audio``), or by backbone (``clap``) for all of its outputs;
             the longer name wins. A view (``clap.text@masked``) is kept, unless it is named.
         stores: by place.
-        heads: settings of heads, by head, where what is at hand is another size of data.
+        heads: settings of heads, by head, where the data here are of another size.
     """
 
     features: Mapping[str, str] = field(default_factory=dict)

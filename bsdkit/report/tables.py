@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""The tables of runs, stores, datasets, backbones and prediction files."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.diagnosis import diagnose
 from bsdkit.dataset import Clips, FilterReport
 from bsdkit.metrics import METRICS, Interval, Scores
+from bsdkit.priors.audit import PriorAudit
+from bsdkit.report.table import Column, Table, columns
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.texts import Texts
 from bsdkit.store.verify import DurationRow, FeatureReport
 
 __all__ = [
+    "backbones_table",
     "caveats",
     "chain_title",
+    "comparison_table",
+    "dataset_table",
     "difference",
+    "evaluation_tables",
+    "fit_tables",
     "percent",
-    "print_backbones",
-    "print_comparison",
-    "print_dataset",
-    "print_evaluation",
-    "print_fit",
-    "print_store",
-    "print_verification",
+    "prior_audit_tables",
     "protocol_notes",
+    "shown_interval",
+    "store_table",
+    "verification_table",
 ]
 
 _TITLES = {
@@ -52,86 +54,71 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}"
 
 
-def _interval(score: Mapping[str, float]) -> str:
-    return f"[{percent(score['low'], 1)}, {percent(score['high'], 1)}]"
+def shown_interval(score: Mapping[str, float], digits: int = 1) -> str:
+    """The ends of an interval in percent: ``[79.1, 83.0]``."""
+    return f"[{percent(score['low'], digits)}, {percent(score['high'], digits)}]"
 
 
-def print_evaluation(
-    console: Console, scores: Scores, intervals: Mapping[str, Interval], *, per_class: bool
-) -> None:
-    """Prints all scores with their intervals and, if wanted, one row a class."""
-    table = Table(title=f"{scores.n_clips} clips, scores in percent", title_justify="left")
-    table.add_column("score")
-    table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+def evaluation_tables(
+    scores: Scores, intervals: Mapping[str, Interval], *, per_class: bool
+) -> list[Table]:
+    """All scores with their intervals and, if wanted, one row a class."""
+    table = Table(
+        columns("score", "value", "95 % interval", left=["score"]),
+        f"{scores.n_clips} clips, scores in percent",
+    )
     for name in METRICS:
         interval = intervals[name]
-        table.add_row(
+        table.add(
             Text.assemble(name, "  ", (_TITLES[name] if _TITLES[name] != name else "", "dim")),
             percent(interval.value),
-            f"[{percent(interval.low)}, {percent(interval.high)}]",
+            shown_interval(vars(interval), 2),
         )
-    console.print(table)
+    tables = [table]
     if per_class:
-        table = Table(title="classes", title_justify="left")
-        for column in ("class", "clips", "predicted", "hP", "hR", "hF", "accuracy", "mistaken for"):
-            table.add_column(
-                column, justify="left" if column in ("class", "mistaken for") else "right"
-            )
+        heading = ("class", "clips", "predicted", "hP", "hR", "hF", "accuracy", "mistaken for")
+        tables.append(Table(columns(*heading, left=["class", "mistaken for"]), "classes"))
         for c in scores.per_class:
-            table.add_row(
+            tables[-1].add(
                 c.label,
                 str(c.n_clips),
                 str(c.n_predicted),
-                percent(c.hP, 1),
-                percent(c.hR, 1),
-                percent(c.hF, 1),
-                percent(c.accuracy, 1),
+                *(percent(value, 1) for value in (c.hP, c.hR, c.hF, c.accuracy)),
                 c.confused_with,
             )
-        console.print(table)
     if scores.never_predicted:
-        console.print(
+        tables[-1].notes.append(
             f"never predicted: {', '.join(scores.never_predicted)}. hF leaves such a class out of "
-            "its mean, as the organisers' code does; hF_strict counts it as 0.",
-            highlight=False,
+            "its mean, as the organisers' code does; hF_strict counts it as 0."
         )
+    return tables
 
 
-def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
-    """Prints, for each split, the members, the ensemble and its optimism."""
+def fit_tables(metrics: Mapping[str, Any]) -> list[Table]:
+    """For each split, the members, the ensemble and its optimism, then what each step adds."""
+    tables: list[Table] = []
     for protocol, result in metrics["protocols"].items():
         uploaders = result["n_shared_uploaders"]
         disjoint = (
             "no uploader on two sides" if not uploaders else f"{uploaders} uploaders on two sides"
         )
         headline = ", headline" if protocol == metrics["headline"] else ""
+        heading = ("out of fold", "hF", "hF_strict", "95 % interval", "hA", "accuracy", "folds",
+                   "seeds")  # fmt: skip
         table = Table(
-            title=f"{protocol} folds ({result['n_tested']} clips, {disjoint}{headline})",
-            title_justify="left",
+            columns(*heading, left=["out of fold"]),
+            f"{protocol} folds ({result['n_tested']} clips, {disjoint}{headline})",
         )
-        for column in (
-            "out of fold",
-            "hF",
-            "hF_strict",
-            "95 % interval",
-            "hA",
-            "accuracy",
-            "folds",
-            "seeds",
-        ):
-            table.add_column(column, justify="left" if column == "out of fold" else "right")
         for name, scores in result["members"].items():
             _add_scores(table, name, scores)
         ensemble = result["ensemble"]
-        table.add_section()
-        _add_scores(table, "plain mean", result["plain_mean"])
+        _add_scores(table, "plain mean", result["plain_mean"], rule=True)
         title = chain_title(ensemble)
         _add_scores(table, f"{title}, nested", ensemble["nested"], "bold")
         _add_scores(table, "  tuned on the clips it is scored on", ensemble["in_sample"], "dim")
-        console.print(table)
+        tables.append(table)
         if len(result["steps"]) > 1:
-            _print_steps(console, result)
+            tables.append(_steps_table(result))
         lines = [f"optimism of tuning: {percent(ensemble['optimism'])} points"]
         for other, c in ensemble["against"].items():
             lines.append(f"{title} against {other}: {difference(c)}, {c['verdict']}")
@@ -139,17 +126,16 @@ def print_fit(console: Console, metrics: Mapping[str, Any]) -> None:
             score = ensemble["nested"]["at_target"]
             lines.append(
                 f"hF_strict with the target's class frequencies: {percent(score['value'])} "
-                f"{_interval(score)}"
+                f"{shown_interval(score)}"
             )
         ece = result["reliability"]["nested"]["ece"]
         lines.append(
             f"calibration error (ECE) of its probabilities: {percent(ece['value'], 1)} "
-            f"{_interval(ece)}"
+            f"{shown_interval(ece)}"
         )
-        lines += protocol_notes(result)
-        console.print("\n".join(lines) + "\n", highlight=False)
-    for line in caveats(metrics):
-        console.print(line)
+        tables[-1].notes += [*lines, *protocol_notes(result), ""]
+    tables[-1].notes += caveats(metrics)
+    return tables
 
 
 def protocol_notes(result: Mapping[str, Any]) -> list[str]:
@@ -170,7 +156,7 @@ def protocol_notes(result: Mapping[str, Any]) -> list[str]:
         )
     if result["on_their_word"]:
         lines.append(
-            "imported without folds, so out of fold on their word: "
+            "imported without folds, so unverified out-of-fold: "
             + ", ".join(result["on_their_word"])
         )
     if result["weights_are_given"]:
@@ -211,39 +197,41 @@ def difference(c: Mapping[str, float]) -> str:
     return f"{100 * c['difference']:+.2f} [{100 * c['low']:+.2f}, {100 * c['high']:+.2f}]"
 
 
-def _print_steps(console: Console, result: Mapping[str, Any]) -> None:
-    """Prints what each step after the members adds to the one before it."""
+def _steps_table(result: Mapping[str, Any]) -> Table:
+    """What each step after the members adds to the one before it."""
     aim = " at the target's class frequencies" if result["target"] else ""
-    title = f"step by step{aim}, nested, each against the one before"
-    table = Table(title=title, title_justify="left")
-    columns = ("after", "hF_strict", "95 % interval", "added", "verdict", "changed", "in-sample",
+    heading = ("after", "hF_strict", "95 % interval", "added", "verdict", "changed", "in-sample",
                "optimism")  # fmt: skip
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("after", "verdict") else "right")
+    table = Table(
+        columns(*heading, left=["after", "verdict"]),
+        f"step by step{aim}, nested, each against the one before",
+    )
     plain = result["plain_mean"]
     plain = plain["at_target" if result["target"] else "hF_strict"]
-    table.add_row("plain mean", percent(plain["value"]), _interval(plain))
+    table.add("plain mean", percent(plain["value"]), shown_interval(plain))
     for step in result["steps"]:
-        table.add_row(
+        table.add(
             chain_title({**result["ensemble"], "steps": [step["step"]]}),
             percent(step["nested"]["value"]),
-            _interval(step["nested"]),
+            shown_interval(step["nested"]),
             difference(step["added"]),
             step["added"]["verdict"],
             str(step["n_changed"]),
             percent(step["in_sample"]) if step["learns"] else "",
             percent(step["optimism"]) if step["learns"] else "",
         )
-    console.print(table)
+    return table
 
 
-def _add_scores(table: Table, name: str, scores: Mapping[str, Any], style: str = "") -> None:
+def _add_scores(
+    table: Table, name: str, scores: Mapping[str, Any], style: str = "", *, rule: bool = False
+) -> None:
     folds, seeds = scores["folds"]["hF_strict"], scores.get("seeds")
-    table.add_row(
+    table.add(
         name,
         percent(scores["hF"]["value"]),
         percent(scores["hF_strict"]["value"]),
-        _interval(scores["hF_strict"]),
+        shown_interval(scores["hF_strict"]),
         percent(scores["hA"]["value"]),
         percent(scores["accuracy"]["value"]),
         f"{percent(folds['mean'], 1)} ± {percent(folds['standard_deviation'], 1)}",
@@ -251,48 +239,49 @@ def _add_scores(table: Table, name: str, scores: Mapping[str, Any], style: str =
         if seeds and seeds["n"] > 1
         else "",
         style=style,
+        rule=rule,
     )
 
 
-def print_dataset(console: Console, clips: Clips, report: FilterReport) -> None:
-    """Prints what reading kept and dropped, and one row a class."""
-    console.print("\n".join(report.lines()))
+def dataset_table(clips: Clips, report: FilterReport) -> Table:
+    """What reading kept and dropped, and one row a class."""
     n_audio = sum(path is not None and path.is_file() for path in clips.audio)
     n_uploaders = len(set(clips.uploader) - {""})
-    console.print(f"audio files: {n_audio} of {len(clips)}; uploaders: {n_uploaders}")
+    audio = f"audio files: {n_audio} of {len(clips)}; uploaders: {n_uploaders}"
+    lead = [*report.lines(), audio]
     if not (clips.labels >= 0).any():
-        console.print("no labels")
-        return
-    table = Table()
-    for column in ("class", "name", "clips", "uploaders"):
-        table.add_column(column, justify="right" if column in ("clips", "uploaders") else "left")
+        return Table(lead=[*lead, "no labels"])
+    heading = columns("class", "name", "clips", "uploaders", left=["class", "name"])
+    table = Table(heading, lead=lead)
     for position, c in enumerate(clips.taxonomy.classes):
         rows = clips.labels == position
-        table.add_row(
-            c.label, c.name, str(int(rows.sum())), str(len(set(clips.uploader[rows]) - {""}))
-        )
-    console.print(table)
+        table.add(c.label, c.name, str(int(rows.sum())), str(len(set(clips.uploader[rows]) - {""})))
+    return table
 
 
-def print_backbones(console: Console, classes: Mapping[str, type[Backbone]]) -> None:
-    """Prints the backbones with their outputs, licence, size, cost and readiness."""
+def backbones_table(classes: Mapping[str, type[Backbone]]) -> Table:
+    """The backbones with their outputs, licence, size, cost and readiness."""
     states = {diagnosis.name: diagnosis.state for diagnosis in diagnose(classes)}
-    table = Table()
-    table.add_column("backbone", no_wrap=True)
-    for column in ("outputs", "what it is", "licence"):
-        table.add_column(column)
-    for column in ("M par.", "GFLOP"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("here", no_wrap=True)
+    words = ("outputs", "what it is", "licence")
+    table = Table(
+        [
+            Column("backbone", no_wrap=True),
+            *columns(*words, left=words),
+            *columns("M par.", "GFLOP", no_wrap=True),
+            Column("here", no_wrap=True),
+        ],
+        notes=[
+            "GFLOP: 1e9 operations for ten seconds of audio, or for a text of 77 tokens",
+            "bsdkit doctor says what to do about what is not ready",
+        ],
+    )
     for name, cls in classes.items():
         outputs = ", ".join(o or kind for o, kind in cls.outputs.items())
         shown = f"{name}MODEL" if name.endswith(":") else name
         card = cls.card
         size, cost = _size(card.parameters), _size(card.gigaflops)
-        table.add_row(shown, outputs, card.summary, card.licence, size, cost, states[name])
-    console.print(table)
-    console.print("GFLOP: 1e9 operations for ten seconds of audio, or for a text of 77 tokens")
-    console.print("bsdkit doctor says what to do about what is not ready")
+        table.add(shown, outputs, card.summary, card.licence, size, cost, states[name])
+    return table
 
 
 def _size(value: float | None) -> str:
@@ -301,22 +290,20 @@ def _size(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def print_store(
-    console: Console, clips: Clips, infos: Sequence[FeatureInfo], texts: Sequence[Texts]
-) -> None:
-    """Prints the clips table's size, one row a feature and a line for each file of texts."""
+def store_table(clips: Clips, infos: Sequence[FeatureInfo], texts: Sequence[Texts]) -> Table:
+    """The clips table's size, one row a feature and a line for each file of texts."""
     n_labelled = int((clips.labels >= 0).sum())
-    console.print(
-        f"{len(clips)} clips, {n_labelled} labelled, {len(set(clips.uploader) - {''})} uploaders, "
-        f"taxonomy {clips.taxonomy.name}"
+    heading = ("feature", "spec", "rows", "failed", "dim", "type", "MB", "weights")
+    table = Table(
+        columns(*heading, left=["feature", "spec", "type", "weights"]),
+        lead=[
+            f"{len(clips)} clips, {n_labelled} labelled, {len(set(clips.uploader) - {''})} "
+            f"uploaders, taxonomy {clips.taxonomy.name}"
+        ],
+        notes=[f"{t.origin}: texts of {len(t.by_clip)} of {len(t.rows.ids)} clips" for t in texts],
     )
-    table = Table()
-    for column in ("feature", "spec", "rows", "failed", "dim", "type", "MB", "weights"):
-        table.add_column(
-            column, justify="right" if column in ("rows", "failed", "dim", "MB") else "left"
-        )
     for info in infos:
-        table.add_row(
+        table.add(
             info.feature,
             info.spec_hash[:12],
             str(info.n_rows),
@@ -326,52 +313,38 @@ def print_store(
             f"{info.path.stat().st_size / 1e6:.1f}",
             str(info.spec.get("weights", info.spec.get("origin", ""))),
         )
-    console.print(table)
-    for one in texts:
-        console.print(f"{one.origin}: texts of {len(one.by_clip)} of {len(one.rows.ids)} clips")
+    return table
 
 
-def print_verification(console: Console, reports: Sequence[FeatureReport]) -> None:
-    """Prints one row a feature and a line for whatever is wrong."""
-    table = Table()
-    for column in ("feature", "rows", "missing", "failed", "copies", "verdict"):
-        table.add_column(column, justify="left" if column in ("feature", "verdict") else "right")
+def verification_table(reports: Sequence[FeatureReport]) -> Table:
+    """One row a feature and a line for whatever is wrong."""
+    heading = ("feature", "rows", "missing", "failed", "copies", "verdict")
+    table = Table(columns(*heading, left=["feature", "verdict"]))
     for report in reports:
         n_failed = sum(report.failures.values())
         verdict = (
             "BROKEN" if report.faults else "incomplete" if report.n_missing or n_failed else "ok"
         )
-        table.add_row(
-            report.feature,
-            str(report.n_rows),
-            str(report.n_missing),
-            str(n_failed),
-            str(report.n_duplicates),
-            verdict,
-        )
-    console.print(table)
-    for report in reports:
-        for fault in report.faults:
-            console.print(f"{report.feature}: {fault}")
-        for reason, n in report.failures.items():
-            console.print(f"{report.feature}: {n} failed: {reason}")
+        counts = (report.n_rows, report.n_missing, n_failed, report.n_duplicates)
+        table.add(report.feature, *map(str, counts), verdict)
+        lines = [*report.faults, *(f"{n} failed: {why}" for why, n in report.failures.items())]
         if report.first_missing:
-            console.print(f"{report.feature}: missing, e.g. {', '.join(report.first_missing)}")
+            lines.append(f"missing, e.g. {', '.join(report.first_missing)}")
+        table.notes += [f"{report.feature}: {line}" for line in lines]
+    return table
 
 
-def print_comparison(console: Console, rows: Sequence[DurationRow]) -> None:
-    """Prints how near two feature files are, one row a range of durations."""
-    table = Table(title="cosine between the two vectors of a clip")
-    headings = ("seconds", "clips", "mean", "5th percentile", "lowest", "above 0.99",
-                "missing here", "missing there")  # fmt: skip
-    for column in headings:
-        table.add_column(column, justify="right")
+def comparison_table(rows: Sequence[DurationRow]) -> Table:
+    """How near two feature files are, one row a range of durations."""
+    heading = ("seconds", "clips", "mean", "5th percentile", "lowest", "above 0.99",
+               "missing here", "missing there")  # fmt: skip
+    table = Table(columns(*heading), "cosine between the two vectors of a clip")
     for row in rows:
         if not row.n + row.n_missing + row.n_missing_against:
             continue
         edges = "unknown" if math.isnan(row.low) else f"{row.low:g} to {row.high:g}"
         cosines = [f"{value:.4f}" for value in (row.mean, row.percentile_5, row.minimum)]
-        table.add_row(
+        table.add(
             edges,
             str(row.n),
             *(cosines if row.n else ["", "", ""]),
@@ -379,4 +352,57 @@ def print_comparison(console: Console, rows: Sequence[DurationRow]) -> None:
             str(row.n_missing),
             str(row.n_missing_against),
         )
-    console.print(table)
+    return table
+
+
+def prior_audit_tables(audits: Sequence[PriorAudit], place: str) -> list[Table]:
+    """For each prior, its accuracy with and without class words in the metadata.
+
+    Args:
+        audits: what `audit_priors` found.
+        place: the store, for the command that makes the masked kind.
+    """
+    heading = ("clips whose metadata", "n", "as it is", "class words masked", "difference")
+    tables = []
+    for audit in audits:
+        table = Table(
+            columns(*heading, left=heading[:1]),
+            f"{audit.feature}: accuracy of its most probable class, nothing fitted",
+        )
+        for group in audit.groups:
+            table.add(
+                group.name,
+                str(group.n_clips),
+                _scored(group.accuracy),
+                _scored(group.masked),
+                difference(vars(group.difference)) if group.difference else "",
+            )
+        table.add(
+            "hF_strict of all",
+            "",
+            _scored(audit.hF_strict),
+            _scored(audit.masked),
+            difference(vars(audit.difference)) if audit.difference else "",
+            rule=True,
+        )
+        if audit.owed is not None and audit.owed <= 0:
+            table.notes.append("nothing of its accuracy is gone when class words are masked")
+        elif audit.owed is not None:
+            table.notes.append(
+                f"of its accuracy, {percent(audit.owed, 1)} % is gone when class words are masked"
+            )
+        else:
+            table.notes.append(
+                "nothing to compare with: run the line that made it again with --mask-class-words "
+                f"(bsdkit priors --store {place} ... --mask-class-words)"
+            )
+        if audit.n_missing or audit.n_masked_missing:
+            table.notes.append(
+                f"without it: {audit.n_missing} clips, of the masked kind {audit.n_masked_missing}"
+            )
+        tables.append(table)
+    return tables
+
+
+def _scored(interval: Interval | None) -> str:
+    return f"{percent(interval.value, 1)} {shown_interval(vars(interval))}" if interval else ""

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+from filelock import lock_descriptor
 
 from bsdkit.errors import CorruptStore, StoreError, StoreLocked
 from bsdkit.location import is_remote
@@ -150,18 +151,36 @@ def file_lock(path: Path, purpose: str, *, is_shared: bool = False) -> Iterator[
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+        if not _lock(file.fileno(), is_shared=is_shared):
+            try:
+                file.seek(0)
+                holder = file.read().strip()
+            except OSError:  # Windows does not let others read what is locked
+                holder = ""
             raise StoreLocked(
-                f"{purpose}: {holder} is at it already; wait for it to end, then run this again"
-            ) from None
+                f"{purpose}: locked by {holder or 'another process'}; wait for it to end, then "
+                "run this again"
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
+
+
+def _lock(descriptor: int, *, is_shared: bool) -> bool:
+    """Locks an open file until it is closed; False where another holds the lock.
+
+    Windows has exclusive locks only: there, holders that would share exclude each other.
+    """
+    if not is_shared or sys.platform == "win32":
+        return lock_descriptor(descriptor, blocking=False)
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def remove_tree(folder: Path) -> None:

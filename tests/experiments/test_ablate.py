@@ -20,7 +20,7 @@ from bsdkit.errors import (
     StoreError,
 )
 from bsdkit.experiments.ablate import ablate, variants_of
-from bsdkit.experiments.ablation_table import ablation_markdown
+from bsdkit.experiments.ablation_table import ablation_table
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.metrics import compare, evaluate, holm
 from bsdkit.recipe.schema import Recipe, recipe_from
@@ -95,7 +95,7 @@ def test_variants_against_the_baseline(tmp_path: Path) -> None:
     assert found.baseline.value == strict
     again = ablate(r, variants, tmp_path)
     assert again.n_trained == 0 and again.variants == found.variants
-    table = ablation_markdown(found).splitlines()
+    table = ablation_table(found).to_markdown(is_bare=True).splitlines()
     assert len(table) == 5 and table[3].endswith("| loss |") and table[4].endswith("| diverged |")
 
 

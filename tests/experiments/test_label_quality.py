@@ -20,13 +20,13 @@ from bsdkit.experiments.label_quality import (
     find_issues,
     label_quality,
     uploader_noise,
-    wilson_interval,
     write_label_issues,
 )
-from bsdkit.experiments.label_table import print_label_quality
+from bsdkit.experiments.label_table import label_quality_tables
 from bsdkit.recipe.schema import Recipe
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import out_of_fold, training_clips
+from bsdkit.stats import wilson_interval
 from bsdkit.store.clips import write_clips
 from bsdkit.taxonomy import Taxonomy, TaxonomyClass
 
@@ -242,7 +242,8 @@ def test_groups_rank_and_csv_agree(tmp_path: Path) -> None:
     assert [row["is_issue"] == "1" for row in read] == quality.is_issue.tolist()
     assert all((row["suggested"] != row["label"]) == (row["is_issue"] == "1") for row in read)
     console = Console(record=True, width=150, markup=False)
-    print_label_quality(console, quality, n_top=3)
+    for shown in label_quality_tables(quality, n_top=3):
+        shown.to_rich(console)
     text = console.export_text()
     assert f"issues: {len(quality.issues)} " in text and f"t {quality.issues[0]} " in text
 

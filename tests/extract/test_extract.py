@@ -183,7 +183,7 @@ def test_two_at_once_are_refused(data: Path, tmp_path: Path) -> None:
     backbone = FakeBackbone()
     path = run(data, tmp_path / "s", backbone).path
     with file_lock(path.parent / ".parts" / path.stem / "lock", "someone"):
-        with pytest.raises(StoreLocked, match="is being extracted: process"):
+        with pytest.raises(StoreLocked, match="is being extracted: locked by process"):
             run(data, tmp_path / "s")
 
 

@@ -242,7 +242,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
             process.stdin.flush()
             assert process.stdout is not None and process.stdout.readline() == "holding\n"
             assert len(journal.replies()) >= n
-            with pytest.raises(StoreLocked, match="is at it already"), journal.lock():
+            with pytest.raises(StoreLocked, match="locked by process"), journal.lock():
                 pass
             process.send_signal(how)
             process.stdin.close()

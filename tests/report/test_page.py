@@ -156,7 +156,7 @@ def test_a_page_without_its_store_says_what_is_lacking(
     assert any("--store" in note for note in data.notes)
     write_page(tmp_path / "page.html", data)
     text, outline, _ = read(tmp_path / "page.html")
-    assert "map" not in outline.ids and "was not at hand" in text
+    assert "map" not in outline.ids and "is not available" in text
     with pytest.raises(StoreError, match=r"no feature 'made.audio'"):
         make_report(made.run, store=ROOT / "cache/starter", out=tmp_path / "no.html")
     assert not (tmp_path / "no.html").exists()
@@ -217,7 +217,7 @@ def test_ambiguity_is_the_correlation_over_classes() -> None:
     assert same is not None and np.isnan(same.r) and same.right == same.wrong == 3
 
 
-def test_the_sieve_finds_every_near_duplicate() -> None:
+def test_the_screen_finds_every_near_duplicate() -> None:
     rng = np.random.default_rng(5)
     X = rng.standard_normal((2500, 60)).astype(np.float32) + 2
     for i in range(40):  # some just above the limit, some just below

@@ -302,7 +302,7 @@ def test_probabilities_that_cheat_are_refused_or_named(place: Path, tmp_path: Pa
     (tmp_path / "r.yaml").write_text(similarity.replace("FEATURE", "silent"))
     result = bsdkit_here("fit", tmp_path / "r.yaml", *runs)
     assert result.returncode == 0, result.stderr
-    assert "out of fold on their word: silent" in result.stdout
+    assert "unverified out-of-fold: silent" in result.stdout
     result = bsdkit_here("import", tmp_path / "other.npz", "--store", store, "--name", "aisfx")
     assert result.returncode == 2 and "has a feature 'aisfx' of aisfx" in result.stderr
 

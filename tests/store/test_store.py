@@ -177,7 +177,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_only_one_writer_at_a_time(tmp_path: Path) -> None:
     with file_lock(tmp_path / "lock", "first"):
         # flock is by open file, so a second one in this process behaves like another process
-        with pytest.raises(StoreLocked, match=r"second: process \d+ is at it already"):
+        with pytest.raises(StoreLocked, match=r"second: locked by process \d+; wait"):
             with file_lock(tmp_path / "lock", "second"):
                 pass
     with file_lock(tmp_path / "lock", "third"):

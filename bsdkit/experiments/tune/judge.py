@@ -47,7 +47,7 @@ def with_teachers(recipe: Recipe, member: str) -> dict[str, MemberPlan]:
 
 
 def check_nestable(recipe: Recipe, member: str, split: Split) -> None:
-    """Refuses a nested score that would not be honest.
+    """Refuses a nested score that would be optimistic.
 
     Raises:
         RecipeError: there are fewer than three folds, or a teacher has seen the labels that a

@@ -1,4 +1,4 @@
-"""What a search for settings found, as tables for the terminal."""
+"""What a search for settings found, and its tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bsdkit.metrics import Comparison, Interval
-from bsdkit.report.tables import percent
+from bsdkit.report.table import Table, columns
+from bsdkit.report.tables import difference, percent, shown_interval
 
-__all__ = ["StudyRecord", "TrialRecord", "Tuning", "print_tuning"]
+__all__ = ["StudyRecord", "TrialRecord", "Tuning", "tuning_tables"]
 
 
 @dataclass(frozen=True)
@@ -103,43 +102,37 @@ class Tuning:
         return None if self.nested is None else self.in_sample - self.nested.value
 
 
-def print_tuning(console: Console, tuning: Tuning) -> None:
-    """Prints the best setting, its honest score, and what the search cost."""
+def tuning_tables(tuning: Tuning) -> list[Table]:
+    """The best setting, its score on clips that did not choose it, and what the search cost."""
     folds = [study for study in tuning.studies if study.name != "all"]
-    table = Table(title=f"settings of {tuning.member}", title_justify="left")
-    table.add_column("key")
-    for column in ("recipe", "best"):
-        table.add_column(column, justify="right")
-    if folds:
-        table.add_column("best without each fold")
-    if tuning.importance:
-        table.add_column("importance, in %", justify="right")
+    left = ("key", "best without each fold")
+    heading = ["key", "recipe", "best"]
+    heading += ["best without each fold"] if folds else []
+    heading += ["importance, in %"] if tuning.importance else []
+    settings = Table(columns(*heading, left=left), f"settings of {tuning.member}")
     for key in sorted(tuning.best, key=lambda key: -tuning.importance.get(key, 0)):
         row: list[str | Text] = [
-            Text(key),
-            Text(_shown(tuning.before[key])),
+            key,
+            _shown(tuning.before[key]),
             Text(_shown(tuning.best[key]), "bold"),
         ]
         if folds:
-            row.append(Text("  ".join(_shown(study.best.settings[key]) for study in folds)))
+            row.append("  ".join(_shown(study.best.settings[key]) for study in folds))
         if tuning.importance:
             row.append(percent(tuning.importance.get(key, 0), 0))
-        table.add_row(*row)
-    console.print(table)
+        settings.add(*row)
 
-    table = Table(
-        title=f"hF_strict, {tuning.split} folds ({tuning.n_clips} clips)", title_justify="left"
+    scores = Table(
+        columns("", "hF_strict", "95 % interval", left=[""]),
+        f"hF_strict, {tuning.split} folds ({tuning.n_clips} clips)",
+        notes=_remarks(tuning),
     )
-    table.add_column("")
-    for column in ("hF_strict", "95 % interval"):
-        table.add_column(column, justify="right")
     if tuning.untuned:
-        table.add_row("as the recipe has it", *_scored(tuning.untuned))
+        scores.add("as the recipe has it", *_scored(tuning.untuned))
     if tuning.nested:
-        table.add_row("tuned, nested", *_scored(tuning.nested), style="bold")
-    table.add_row("tuned on the clips it is scored on", percent(tuning.in_sample), "", style="dim")
-    console.print(table)
-    console.print("\n".join(_remarks(tuning)), highlight=False)
+        scores.add("tuned, nested", *_scored(tuning.nested), style="bold")
+    scores.add("tuned on the clips it is scored on", percent(tuning.in_sample), style="dim")
+    return [settings, scores]
 
 
 def _remarks(tuning: Tuning) -> list[str]:
@@ -147,16 +140,13 @@ def _remarks(tuning: Tuning) -> list[str]:
     if tuning.nested is None or tuning.optimism is None:
         lines.append(
             "the score is in-sample: the setting was chosen on the clips that it is scored on, so "
-            "it says nothing about other clips; leave out --nested none for an estimate"
+            "it is no estimate for other clips; leave out --nested none to get one"
         )
     else:
         lines.append(f"optimism of tuning: {percent(tuning.optimism)} points")
         d = tuning.difference
         if d is not None:
-            lines.append(
-                f"tuned, nested, against the recipe: {100 * d.difference:+.2f} "
-                f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], {d.verdict}"
-            )
+            lines.append(f"tuned, nested, against the recipe: {difference(vars(d))}, {d.verdict}")
     if tuning.untuned is None:
         lines.append("the member diverges as the recipe has it, so there is nothing to compare")
     lines += [f"scored by class shares, {fault}" for fault in tuning.faults]
@@ -171,8 +161,7 @@ def _remarks(tuning: Tuning) -> list[str]:
 
 
 def _scored(interval: Interval) -> tuple[str, str]:
-    low, high = percent(interval.low, 1), percent(interval.high, 1)
-    return percent(interval.value), f"[{low}, {high}]"
+    return percent(interval.value), shown_interval(vars(interval))
 
 
 def _shown(value: Any) -> str:

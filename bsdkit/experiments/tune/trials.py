@@ -80,7 +80,7 @@ def _run_side_by_side(
             say(f"{len(found)} of {len(shares)} parts of the search are done")
     except TerminatedWorkerError:
         raise HeadError(
-            "a worker was killed, perhaps for want of memory; run the same line again, with fewer "
+            "a worker was killed, perhaps out of memory; run the same line again, with fewer "
             "--workers"
         ) from None
     return found

@@ -59,7 +59,7 @@ def tune(
     Each study tries the recipe's own setting first, where the space holds it, then settings at
     random, the same in all studies, then what the sampler proposes. The trials lie in
     ``runs/<name>.tune/``: called again, a study goes on until it has `trials`; with another
-    member, space, seed, store, split or code it begins anew. Also written there: best.yaml, the
+    member, space, seed, store, split or code it starts over. Also written there: best.yaml, the
     recipe with the best settings, and trials.csv.
 
     The same call gives the same result, also where it was interrupted and called again, as long
@@ -73,7 +73,7 @@ def tune(
         member: whose settings; by default the one that the keys name, or the only one.
         search: see `parse_search`; keys may be short: ``dropout`` for ``members.m.dropout``.
             Without any, and without any in the recipe, common settings of the head.
-        trials: settings tried in each study; 100 where the recipe says nothing either.
+        trials: settings tried in each study; 100 where the recipe has no number either.
         nested: whether to score nested; without it the score is in-sample.
         workers: processes.
         seed: of the proposals.

@@ -138,7 +138,7 @@ def _threads_for(stack: _Stack) -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Asks glibc not to give every freed tensor back to the system, only to fetch it again.
 
-    A step frees and allocates the same tens of megabytes; faulting them in anew took an eighth
+    A step frees and allocates the same tens of megabytes; faulting them in again took an eighth
     of the time (measured). Elsewhere than on glibc nothing happens.
     """
     trim_threshold, mmap_threshold = -1, -3  # of malloc.h

@@ -34,7 +34,7 @@ class StackedAdam:
     length, rate and decay share a call.
 
     Args:
-        parameters: stacked parameters; the list is changed in place when one is laid out anew.
+        parameters: stacked parameters; the list is changed in place when a layout changes.
         decoupled: AdamW's weight decay, or Adam's as part of the gradient.
         n_steps: steps in an epoch [replicas], in descending order.
         decay: weight decay [replicas].

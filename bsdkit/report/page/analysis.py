@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.metrics import FAMILY_CREDIT_PRF, confusion_matrix
+from bsdkit.stats import Z_95
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -29,7 +30,6 @@ IntArray = npt.NDArray[np.int64]
 NEAR_COSINE = 0.999
 """Two embeddings above this cosine are taken for copies of one sound."""
 
-_Z_95 = 1.959963984540054
 _BLOCK = 1024
 _SPARE_AXES = 10
 
@@ -109,7 +109,7 @@ def _pearson(x: FloatArray, y: FloatArray) -> tuple[float, float, float]:
     r = float(np.corrcoef(x, y)[0, 1])
     if len(x) == 3 or abs(r) >= 1:
         return r, nothing, nothing
-    z, half = np.arctanh(r), _Z_95 / np.sqrt(len(x) - 3)
+    z, half = np.arctanh(r), Z_95 / np.sqrt(len(x) - 3)
     return r, float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
@@ -255,14 +255,14 @@ def near_duplicates(
     """Pairs of rows in different folds with a cosine above a limit.
 
     Two unit vectors at cosine c are sqrt(2 - 2 c) apart, and no projection on orthonormal axes
-    sets them further apart. So blocks are sieved in a few dimensions, which loses no pair, and
+    sets them further apart. So blocks are screened in a few dimensions, which loses no pair, and
     only what is left is compared in all of them. Rows of zeros are near nothing.
 
     Args:
         X: embeddings [n, dim].
         folds: the fold [n] of each row.
         labels: class positions [n].
-        axes: orthonormal axes [dim, k]; those of `principal_axes` sieve best.
+        axes: orthonormal axes [dim, k]; those of `principal_axes` screen best.
         cosine: the limit.
         n_examples: the most pairs to name.
     """

@@ -159,7 +159,7 @@ def report_of(
             notes.append(f"no map, since the store is not as it was: {error}")
     else:
         notes.append(
-            f"the store {run.recipe.store} was not at hand, so there is no map and near-duplicates "
+            f"the store {run.recipe.store} is not available: there is no map and near-duplicates "
             "were not looked for; bsdkit report --store STORE adds them"
         )
     return PageData(

@@ -41,7 +41,7 @@ class ClipColumns:
         uploaders: who uploaded each clip [n]; empty where unknown.
         labels: true class positions [n].
         folds: the fold [n] that tests each clip.
-        audio: URLs [n] of the sounds, relative to the page, or None where none is at hand.
+        audio: URLs [n] of the sounds, relative to the page, or None where there is none.
     """
 
     ids: Strings
@@ -93,7 +93,7 @@ class FeatureCoverage:
         spec_hash: the sha256 of the spec.
         checksum: the sha256 of its contents.
         n_missing: clips of the run without a row, failed ones included.
-        n_failed: rows that failed; None where the store was not at hand.
+        n_failed: rows that failed; None where the store was not available.
         failures: number of failed rows by reason.
     """
 
@@ -108,7 +108,7 @@ class FeatureCoverage:
 
 @dataclass(frozen=True)
 class UploaderAudit:
-    """Uploaders who stand on both sides of some fold.
+    """Uploaders with clips on both sides of some fold.
 
     Attributes:
         split: which folds.
@@ -163,11 +163,11 @@ class PageData:
         fallback: ids of tested clips that no member could see.
         n_untested: clips that no fold of the headline split tests.
         uploaders: one audit a split.
-        duplicates: near-duplicates across the headline's folds; None where no store is at hand.
+        duplicates: near-duplicates across the headline's folds; None without a store.
         duplicates_in: the feature that they were looked for in.
         curves: one a torch member, of the headline split.
         mapped: features that the maps were made from.
-        projections: maps; none where no store is at hand.
+        projections: maps; none without a store.
         notes: what could not be shown, and why.
     """
 

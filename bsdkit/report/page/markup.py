@@ -261,7 +261,7 @@ def _family_name(taxonomy: Taxonomy, family: str) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that may stand in a script element: no text of a stranger can end it."""
+    """JSON that may stand in a script element: no text of a user can end it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -35,6 +35,7 @@ from bsdkit.report.page.markup import (
     table,
 )
 from bsdkit.report.tables import caveats, chain_title, difference, percent, protocol_notes
+from bsdkit.stats import Z_95
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = ["write_page"]
@@ -406,7 +407,7 @@ def _ambiguity(said: Ambiguity, taxonomy: Taxonomy) -> str:
             + (
                 ""
                 if math.isnan(gap) or math.isnan(said.gap_error)
-                else f"; {gap:+.2f} ± {1.96 * said.gap_error:.2f}"
+                else f"; {gap:+.2f} ± {Z_95 * said.gap_error:.2f}"
             ),
         )
     )
