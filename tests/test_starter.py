@@ -33,7 +33,7 @@ RATE = 44_100
 PACKAGE = "bsdkit-test-sounds"
 DEB = f"{PACKAGE}_1%3a2.0_all.deb"
 FOLDER = "usr/share/sounds"
-DEMO = Path(__file__).parents[2] / "recipes" / "starter" / "demo.csv"
+DEMO = Path(__file__).parents[1] / "recipes" / "starter" / "demo.csv"
 COLUMNS = (
     "sound_id",
     "package",
