@@ -45,10 +45,10 @@ demo: setup ## the main job on real sounds: fetch, embed, train, score, report (
 	fi
 
 test: setup ## the tests, without the long ones
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 test-all: setup ## all tests, the long ones and those that need a GPU too
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -125,7 +125,11 @@ def test_a_setting_that_is_right_on_one_fold_only_does_not_raise_the_nested_scor
 
 
 @pytest.mark.parametrize(
-    ("member", "search"), [("near", NEAR), ("net", ("dropout=0..0.5", "hidden=2..8"))]
+    ("member", "search"),
+    [
+        ("near", NEAR),
+        pytest.param("net", ("dropout=0..0.5", "hidden=2..8"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_again_and_resumed_after_an_interruption(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, search: Any

@@ -14,14 +14,14 @@ import pytest
 
 from bsdkit.backbones.registry import get_backbone
 from bsdkit.store.feature import read_feature
-from tests.conftest import ROOT, bsdkit
+from tests.conftest import ROOT, bsdkit_here
 
 
 def n_shards(store: Path) -> int:
     return len(list(store.glob(".parts/*/part-*.h5")))
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments_costs_nothing(
     sounds: Path, tmp_path: Path, n_kills: int
 ) -> None:
@@ -29,7 +29,7 @@ def test_sigkill_at_random_moments_costs_nothing(
     if reason:
         pytest.skip(reason)
     arguments = ["extract", "--backbone", "aisfx", "--data", sounds, "--shard-clips", 2]
-    whole = bsdkit(*arguments, "--store", tmp_path / "whole")
+    whole = bsdkit_here(*arguments, "--store", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     (path,) = (tmp_path / "whole").glob("aisfx-*.h5")
     expected = read_feature(path)
@@ -64,7 +64,7 @@ def test_sigkill_at_random_moments_costs_nothing(
         process.wait()
         most_shards = max(most_shards, n_shards(store))
     assert most_shards > 0, "no kill left a shard behind, so resuming was never tried"
-    final = bsdkit(*arguments, "--store", store)
+    final = bsdkit_here(*arguments, "--store", store)
     assert final.returncode == 0, final.stderr
     (path,) = store.glob("aisfx-*.h5")
     resumed = read_feature(path)

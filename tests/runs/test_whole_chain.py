@@ -112,6 +112,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line of a started process runs in this one, for what needs no fresh one."""
+
+    def run(command: list[str], cwd: Path, **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[:3] == [sys.executable, "-m", "bsdkit"]
+        paths = {"run", "store", "output.csv"}
+        return bsdkit_here(*(cwd / word if word in paths else word for word in command[3:]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one fold after the other
+
+
 def metrics_of(place: Path) -> dict:  # type: ignore[type-arg]
     return json.loads((place / "runs/whole/metrics.json").read_text())["protocols"]["group"]
 
@@ -161,7 +174,7 @@ def test_what_the_fresh_process_gets_has_no_labels(place: Path, tmp_path: Path) 
     assert "666" not in (tmp_path / "run/metrics.json").read_text()
 
 
-def test_check_equals_the_run_and_notices_a_changed_store(place: Path, tmp_path: Path) -> None:
+def test_check_equals_the_run_whatever_the_labels_of_the_store(place: Path, tmp_path: Path) -> None:
     # labels of the store are nobody's business: with others it predicts the same
     clips = Store(place / "dev").clips
     lied = tmp_path / "lied"
@@ -173,6 +186,10 @@ def test_check_equals_the_run_and_notices_a_changed_store(place: Path, tmp_path:
     score = metrics_of(place)["ensemble"]["nested"]["hF_strict"]["value"]
     assert "666 clips of the group folds predicted without labels" in result.stdout
     assert f"hF_strict {100 * score:.2f}" in result.stdout and "equal to" in result.stdout
+
+
+@pytest.mark.usefixtures("no_fresh_process")
+def test_check_notices_a_changed_store(place: Path, tmp_path: Path) -> None:
     # one clip's embedding changes behind the run's back
     changed = tmp_path / "dev"
     shutil.copytree(place / "dev", changed)
@@ -362,6 +379,7 @@ def test_ablations_judge_the_steps_of_a_single_member_too(place: Path, tmp_path:
     assert result.returncode == 2 and "has target: None" in result.stderr
 
 
+@pytest.mark.usefixtures("no_fresh_process")
 def test_out_of_fold_leaves_out_what_the_chain_could_not_see(place: Path, tmp_path: Path) -> None:
     store = tmp_path / "dev"
     shutil.copytree(place / "dev", store)
