@@ -214,7 +214,7 @@ def priors_command(
     from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.priors.ask import LLMSettings, read_body, read_temperature
     from bsdkit.priors.cost import Budget
-    from bsdkit.priors.engines.chat import Connection
+    from bsdkit.priors.engines.request import Connection
     from bsdkit.priors.run import PriorOptions, make_priors, open_store
 
     if data is None and store is None:

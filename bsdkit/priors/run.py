@@ -23,9 +23,10 @@ from bsdkit.priors.cost import Budget, estimate
 from bsdkit.priors.derived import audio_prior
 from bsdkit.priors.engines import batch
 from bsdkit.priors.engines.audio_language import OUTPUT, with_question
-from bsdkit.priors.engines.chat import Connection, Outcome, ask_all
+from bsdkit.priors.engines.chat import Outcome, ask_all
 from bsdkit.priors.engines.encoder import CLASS_TEXT, TEXT_ENCODER, class_texts, encoder_prior
 from bsdkit.priors.engines.likelihood import CausalScorer
+from bsdkit.priors.engines.request import Connection
 from bsdkit.priors.llm import (
     SUMMARY,
     Question,
