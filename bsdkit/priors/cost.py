@@ -32,6 +32,11 @@ class Budget:
     price_in: float | None = None
     price_out: float | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.tokens is not None or self.money is not None
+
     def cost(self, tokens_in: float, tokens_out: float) -> float | None:
         """What tokens cost; None where a price is missing."""
         if self.price_in is None or self.price_out is None:
@@ -158,7 +163,7 @@ class Spending:
             content: of the next one.
         """
         budget = self._budget
-        if budget.tokens is None and budget.money is None:
+        if not budget.is_limited:
             return ""
         each_in, each_out = self._longest
         if not each_out:
