@@ -22,6 +22,7 @@ from bsdkit.cli.app import (
 )
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
+from bsdkit.priors.engines.registry import ENGINES
 
 
 @command(app, "extract")
@@ -138,8 +139,8 @@ def priors_command(
     engine: Annotated[
         str,
         typer.Option(
-            help="text-encoder (no language model), openai (any server with its interface) or "
-            "transformers (in this process); default: what the model's name suggests."
+            help=", ".join(f"{e.name} ({e.help})" for e in ENGINES.values())
+            + "; default: what the model's name suggests."
         ),
     ] = "",
     endpoint: Annotated[
@@ -219,13 +220,14 @@ def priors_command(
     from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.priors.ask import LLMSettings, read_body, read_temperature
     from bsdkit.priors.cost import Budget
-    from bsdkit.priors.engines.chat import Connection
-    from bsdkit.priors.run import PriorOptions, make_priors, open_store
+    from bsdkit.priors.engines.request import Connection
+    from bsdkit.priors.options import PriorOptions
+    from bsdkit.priors.run import make_priors, open_store
 
     if data is None and store is None:
         raise DatasetError("give --data DIR, or --store STORE of clips that are in one already")
     progress = ConsoleProgress(console(stderr=True))
-    is_whole = make_priors(
+    made = make_priors(
         *open_store(data, store or default_store(data or Path()), taxonomy, progress),
         PriorOptions(
             engine=engine,
@@ -254,7 +256,9 @@ def priors_command(
         ),
         progress,
     )
-    if not is_whole:
+    for line in made.lines:
+        progress.line(line)
+    if not made.is_whole:
         raise typer.Exit(WORK_FAILED)
 
 

@@ -18,7 +18,6 @@ __all__ = ["Reliability", "ReliabilityBin", "reliability"]
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-_Z_95 = 1.959963984540054  # of the standard normal distribution, two-sided 95 %
 _RESAMPLES_AT_ONCE = 64  # so that the counts of 10,000 clips stay near the processor
 
 

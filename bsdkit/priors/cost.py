@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply
 
-__all__ = ["Budget", "Estimate", "estimate", "estimate_tokens"]
+__all__ = ["Budget", "Estimate", "Spending", "estimate", "estimate_tokens"]
 
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4  # the role and the marks around a message, in common chat formats
@@ -31,6 +31,11 @@ class Budget:
     money: float | None = None
     price_in: float | None = None
     price_out: float | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.tokens is not None or self.money is not None
 
     def cost(self, tokens_in: float, tokens_out: float) -> float | None:
         """What tokens cost; None where a price is missing."""
@@ -112,6 +117,69 @@ def estimate(
     known = [reply.tokens_out for reply in replies if reply.tokens_out > 0]
     guess = math.ceil(len(asks) * sum(known) / len(known)) if known else None
     return Estimate(len(asks), tokens_in, most, guess, budget.cost(tokens_in, most))
+
+
+class Spending:
+    """What a run spends of its budget; each request ahead counts as the longest so far.
+
+    Args:
+        budget: what may be spent.
+        prompt: the words around each clip.
+        settings: how long an answer may be.
+        tokens_in: spent by earlier runs.
+        tokens_out: spent by earlier runs.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        prompt: Prompt,
+        settings: LLMSettings,
+        tokens_in: int,
+        tokens_out: int,
+    ) -> None:
+        self._budget, self._prompt, self._settings = budget, prompt, settings
+        self._in, self._out = tokens_in, tokens_out
+        self._longest = (0, 0)  # tokens in, tokens out
+
+    def add(self, content: str, reply: Reply) -> None:
+        """Counts an answer, estimated where the server does not count.
+
+        Args:
+            content: see `Ask.content`.
+            reply: the answer.
+        """
+        tokens_in = reply.tokens_in or tokens_of_request(content, self._prompt)
+        tokens_out = reply.tokens_out or estimate_tokens(reply.content)
+        self._in += tokens_in
+        self._out += tokens_out
+        self._longest = max(self._longest[0], tokens_in), max(self._longest[1], tokens_out)
+
+    def problem(self, n: int, content: str) -> str:
+        """Why n requests, those on their way among them, may not be paid for; empty if they may.
+
+        Args:
+            n: requests.
+            content: of the next one.
+        """
+        budget = self._budget
+        if not budget.is_limited:
+            return ""
+        each_in, each_out = self._longest
+        if not each_out:
+            each_in = tokens_of_request(content, self._prompt)
+            each_out = self._settings.max_tokens
+        tokens_in, tokens_out = self._in + n * each_in, self._out + n * each_out
+        if budget.tokens is not None and tokens_in + tokens_out > budget.tokens:
+            return (
+                f"the budget of {budget.tokens} tokens is spent: {self._in + self._out} are used, "
+                f"and the next request may take {each_in + each_out}"
+            )
+        cost = budget.cost(tokens_in, tokens_out)
+        if budget.money is not None and cost is not None and cost > budget.money:
+            used = budget.cost(self._in, self._out)
+            return f"the budget of {budget.money:g} is spent: {used:.4g} is used"
+        return ""
 
 
 def _tokens_around(prompt: Prompt) -> int:

@@ -25,6 +25,7 @@ from bsdkit.csvfile import read_csv_rows, whole_number, write_whole
 from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, nearest
 from bsdkit.predictions import PREDICTION_COLUMNS
+from bsdkit.stats import softmax
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -335,8 +336,6 @@ def _read_npz(path: Path, data: bytes, taxonomy: Taxonomy) -> _Rows:
             f"{path}: every row of logits adds up to 1, so these are probabilities; save them as "
             "the array probabilities"
         )
-    from bsdkit.heads.plain import softmax  # brings in torch, which probabilities do not need
-
     return _Rows(path, ids, softmax(values), "logits", fold, places)
 
 

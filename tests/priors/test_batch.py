@@ -11,8 +11,10 @@ import pytest
 from bsdkit.errors import PriorError
 from bsdkit.priors.ask import Ask
 from bsdkit.priors.engines import batch as batches
-from bsdkit.priors.engines.batch import Downloaded, prepare, resume, status, submit
-from bsdkit.priors.engines.chat import Connection, ask_all
+from bsdkit.priors.engines.batch import prepare, resume, status, submit
+from bsdkit.priors.engines.batch_answers import Downloaded
+from bsdkit.priors.engines.chat import ask_all
+from bsdkit.priors.engines.request import Connection
 from bsdkit.priors.journal import Journal
 from tests.priors.llm_server import Server
 from tests.priors.test_chat import PROMPT, SETTINGS, asks

@@ -21,15 +21,9 @@ import pytest
 
 from bsdkit.errors import PriorError, StoreLocked
 from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply
-from bsdkit.priors.cost import estimate, estimate_tokens
-from bsdkit.priors.engines.chat import (
-    Budget,
-    Connection,
-    Outcome,
-    ask_all,
-    read_answer,
-    retry_after,
-)
+from bsdkit.priors.cost import Budget, estimate, estimate_tokens
+from bsdkit.priors.engines.chat import Outcome, ask_all
+from bsdkit.priors.engines.request import Connection, read_answer, retry_after
 from bsdkit.priors.journal import Journal
 from tests.conftest import ROOT
 from tests.priors.llm_server import FAULTS, Server
@@ -58,7 +52,8 @@ DRIVER = """
 import sys
 from pathlib import Path
 from bsdkit.priors.ask import Ask
-from bsdkit.priors.engines.chat import Connection, ask_all
+from bsdkit.priors.engines.chat import ask_all
+from bsdkit.priors.engines.request import Connection
 from bsdkit.priors.journal import Journal
 from tests.priors.test_chat import PROMPT, SETTINGS, asks
 import openai

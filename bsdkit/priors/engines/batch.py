@@ -13,22 +13,21 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from bsdkit.errors import PriorError
-from bsdkit.priors.ask import Ask, LLMSettings, Prompt, Reply, SchemaMode
-from bsdkit.priors.engines.chat import (
-    REFUSED_FOR_GOOD,
+from bsdkit.priors.ask import Ask, LLMSettings, Prompt, SchemaMode
+from bsdkit.priors.engines.batch_answers import Downloaded, Reader
+from bsdkit.priors.engines.request import (
     Access,
     Connection,
-    another_model,
-    parameter_problem,
+    Known,
+    Unreadable,
     quoted,
-    read_answer,
+    read_object,
     request_fields,
 )
 from bsdkit.priors.journal import BATCHES, Journal
@@ -37,7 +36,6 @@ __all__ = [
     "MOST_BYTES",
     "MOST_REQUESTS",
     "BatchStatus",
-    "Downloaded",
     "download",
     "prepare",
     "resume",
@@ -81,25 +79,6 @@ class BatchStatus:
     n_failed: int
     is_downloaded: bool
     problem: str
-
-
-@dataclass(frozen=True)
-class Downloaded:
-    """What a download has brought.
-
-    Attributes:
-        n_replies: replies that are new in the journal.
-        n_left: clips of ended batches without a reply, for the next `prepare`.
-        n_unknown: lines of clips that were not asked in that batch, or asked by no one.
-        n_repeated: lines of clips that had a reply already.
-        n_unreadable: lines that are no JSON object.
-    """
-
-    n_replies: int = 0
-    n_left: int = 0
-    n_unknown: int = 0
-    n_repeated: int = 0
-    n_unreadable: int = 0
 
 
 def prepare(
@@ -208,11 +187,7 @@ def download(
     journal: Journal,
     settings: LLMSettings,
     connection: Connection,
-    *,
-    revision: str = "",
-    reported: str = "",
-    is_resumed: bool = False,
-    on_found: Callable[[SchemaMode, str], None],
+    **known: Unpack[Known],
 ) -> Downloaded:
     """Puts the answers of ended batches into the journal, also of those that ended halfway.
 
@@ -223,10 +198,7 @@ def download(
         journal: of the batches.
         settings: the model.
         connection: where the server is.
-        revision: see `bsdkit.priors.engines.chat.ask_all`.
-        reported: see `bsdkit.priors.engines.chat.ask_all`.
-        is_resumed: see `bsdkit.priors.engines.chat.ask_all`.
-        on_found: as in `bsdkit.priors.engines.chat.ask_all`.
+        known: what is known of the model.
 
     Raises:
         PriorError: the server cannot be reached; it refuses a parameter, or every request while
@@ -236,7 +208,7 @@ def download(
     total = Downloaded()
     if not any(map(_is_open, state)):
         return total
-    reader = _Reader(journal, settings, revision, reported, is_resumed, on_found)
+    reader = Reader(journal, settings, known)
     with _Service(connection, _model(state)) as service:
         reader.words = service.access.words
         for entry in filter(_is_open, state):
@@ -262,10 +234,7 @@ def resume(
     connection: Connection,
     *,
     schema: Literal["auto"] | SchemaMode = "auto",
-    revision: str = "",
-    reported: str = "",
-    is_resumed: bool = False,
-    on_found: Callable[[SchemaMode, str], None],
+    **known: Unpack[Known],
 ) -> tuple[Downloaded, list[BatchStatus]]:
     """Does what is to be done next: `download`, then `prepare` and `submit` what is missing.
 
@@ -277,15 +246,7 @@ def resume(
     Raises:
         PriorError: see there.
     """
-    brought = download(
-        journal,
-        settings,
-        connection,
-        revision=revision,
-        reported=reported,
-        is_resumed=is_resumed,
-        on_found=on_found,
-    )
+    brought = download(journal, settings, connection, **known)
     prepare(journal, asks, prompt, settings, schema=schema)
     return brought, submit(journal, connection)
 
@@ -314,18 +275,9 @@ def _is_open(entry: dict[str, Any]) -> bool:
 
 
 def _statuses(state: _State) -> list[BatchStatus]:
+    same = [name for name in BatchStatus.__match_args__ if name != "n"]
     return [
-        BatchStatus(
-            file=entry["file"],
-            batch=entry["batch"],
-            state=entry["state"],
-            n=len(entry["keys"]),
-            n_completed=entry["n_completed"],
-            n_failed=entry["n_failed"],
-            is_downloaded=entry["is_downloaded"],
-            problem=entry["problem"],
-        )
-        for entry in state
+        BatchStatus(n=len(entry["keys"]), **{name: entry[name] for name in same}) for entry in state
     ]
 
 
@@ -415,7 +367,7 @@ class _Service:
 
     def __init__(self, connection: Connection, model: str) -> None:
         self.access = Access(connection, model)
-        self.client = self.access.synchronous()
+        self.client = self.access.client("OpenAI")
 
     def __enter__(self) -> _Service:
         return self
@@ -424,32 +376,28 @@ class _Service:
         self.client.close()
 
     def call(self, function: Callable[[], Any]) -> Any:
-        n_tries = 0
-        while True:
-            n_tries += 1
-            is_last = n_tries >= self.access.connection.attempts
-            problem: Exception
+        def readable() -> Any:
             try:
                 return function()
-            except self.access.openai.APIError as error:
-                if getattr(error, "status_code", None) == 404:
-                    said = quoted(self.access.words(getattr(error, "body", None)))
-                    raise PriorError(
-                        f"{self.access.shown} answers 404: it has no batch API, or not this "
-                        f"batch or file; ask without batches{said}"
-                    ) from None
-                if is_last or not self.access.is_worth_a_retry(error):
-                    raise self.access.fatal(error) from None
-                problem = error
-            except (ValueError, AttributeError) as error:
+            except (ValueError, AttributeError):
                 # a body that is no JSON: the client fails to parse it, or gives it as text
-                if is_last:
-                    raise PriorError(
-                        f"{self.access.shown} answers with what is no JSON; is it the base URL "
-                        "of an API? Give --endpoint"
-                    ) from None
-                problem = error
-            time.sleep(self.access.seconds_to_wait(n_tries, problem))
+                raise Unreadable from None
+
+        access = self.access
+        try:
+            return access.tenacity.Retrying(**access.patience)(readable)
+        except access.openai.APIError as error:
+            if getattr(error, "status_code", None) != 404:
+                raise access.fatal(error) from None
+            raise PriorError(
+                f"{access.shown} answers 404: it has no batch API, or not this batch or file; "
+                f"ask without batches{quoted(access.said(error))}"
+            ) from None
+        except Unreadable:
+            raise PriorError(
+                f"{access.shown} answers with what is no JSON; is it the base URL of an API? Give "
+                "--endpoint"
+            ) from None
 
     def lines(self, batch: Any) -> list[bytes]:
         """The lines of a batch's answers, then of its errors."""
@@ -457,98 +405,16 @@ class _Service:
         return [line for name in files for line in self._lines_of(name)]
 
     def _lines_of(self, name: str) -> list[bytes]:
-        lines: list[bytes] = []
-        for n_tries in range(1, _READS_OF_A_FILE + 1):
+        def read() -> list[bytes]:
             data = bytes(self.call(lambda: self.client.files.content(name).content))
-            lines = [line for line in data.split(b"\n") if line.strip()]
-            if None not in map(_object, lines):
-                break
-            time.sleep(self.access.seconds_to_wait(n_tries, None))
-        return lines
+            return [line for line in data.split(b"\n") if line.strip()]
 
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-class _Reader:
-    """Turns lines of a batch's files into replies."""
-
-    def __init__(
-        self,
-        journal: Journal,
-        settings: LLMSettings,
-        revision: str,
-        reported: str,
-        is_resumed: bool,
-        on_found: Callable[[SchemaMode, str], None],
-    ) -> None:
-        self.journal = journal
-        self.settings = settings
-        self.is_named = bool(revision)
-        self.revision = revision or reported
-        self.on_found: Callable[[SchemaMode, str], None] | None = on_found
-        known = journal.replies()
-        self.known = set(known)
-        self.words: Callable[[object], str] = str
-        self.problem: PriorError | None = None
-        self.is_new = not (reported or is_resumed) and all(
-            r.finish == "rejected" for r in known.values()
+        tenacity = self.access.tenacity
+        again = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda lines: None in map(read_object, lines)),
+            stop=tenacity.stop_after_attempt(_READS_OF_A_FILE),
+            wait=self.access.patience["wait"],
+            retry_error_callback=lambda state: state.outcome.result(),
         )
-
-    def read(self, entry: dict[str, Any], lines: Sequence[bytes]) -> Downloaded:
-        """Keeps the replies of a batch; all of them are on the disk when this returns."""
-        keys = set(entry["keys"])
-        replies: dict[str, Reply] = {}
-        n_unknown = n_repeated = n_unreadable = 0
-        for line in lines:
-            value = _object(line)
-            if value is None:
-                n_unreadable += 1
-                continue
-            key = value.get("custom_id")
-            if key not in keys:
-                n_unknown += 1
-                continue
-            reply = self._reply(str(key), value)
-            if reply is None:
-                continue
-            if reply.key in replies or reply.key in self.known:
-                n_repeated += 1
-                continue
-            if not self.is_named and reply.model:
-                if self.revision and reply.model != self.revision:
-                    self.problem = another_model(self.settings.model, self.revision, reply.model)
-                    break
-                self.revision = reply.model
-            replies[reply.key] = reply
-        answered = [reply for reply in replies.values() if reply.finish != "rejected"]
-        if replies and not answered and self.is_new:
-            raise self._all_rejected(next(iter(replies.values())).content, len(replies))
-        if answered and self.on_found is not None:
-            self.on_found(entry["schema"], self.revision)
-            self.on_found = None
-        self.journal.extend(replies.values())
-        self.known |= set(replies)
-        self.is_new = self.is_new and not answered
-        n_left = len(keys - self.known)
-        return Downloaded(len(replies), n_left, n_unknown, n_repeated, n_unreadable)
-
-    def _reply(self, key: str, value: dict[str, Any]) -> Reply | None:
-        response = value.get("response")
-        if not isinstance(response, dict):
-            return None
-        body = response.get("body")
-        if response.get("status_code") == 200:
-            return read_answer(key, body)
-        if response.get("status_code") not in REFUSED_FOR_GOOD:
-            return None
-        return Reply(key, self.words(body) or f"status {response['status_code']}", "rejected")
-
-    def _all_rejected(self, words: str, n: int) -> PriorError:
-        advice = parameter_problem(words, "", self.settings)
-        return PriorError(advice or f"the server rejects each of {n} requests: {words}")
+        lines: list[bytes] = again(read)
+        return lines

@@ -17,27 +17,33 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.backbones.base import Backbone
+from bsdkit.backbones.base import Backbone, BackboneOptions
+from bsdkit.backbones.registry import backbone_classes, get_outputs
+from bsdkit.dataset import Clips
+from bsdkit.device import check_device
 from bsdkit.errors import PriorError
+from bsdkit.extract.pipeline import ExtractionSettings, extract
+from bsdkit.extract.report import summary_lines
+from bsdkit.extract.run import without_stale
+from bsdkit.priors.options import CLASS_TEXT, Made, PriorOptions
 from bsdkit.priors.scores import prior_facts, prior_of_scores
-from bsdkit.store.feature import read_feature
+from bsdkit.progress import Progress
+from bsdkit.store.feature import OK, read_feature
 from bsdkit.store.kinds import PRIOR, TEXT_ENCODER_PRIOR, Spec, slug
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
+from bsdkit.text import TextTemplate
 
 __all__ = [
-    "CLASS_TEXT",
     "TEXT_ENCODER",
     "class_texts",
     "encoder_prior",
     "encoder_spec",
+    "make",
 ]
 
 TEXT_ENCODER = TEXT_ENCODER_PRIOR.name
 """The engine, and the ``backbone`` in the spec of its priors."""
-
-CLASS_TEXT = "{name}. {description}"
-"""What is embedded for a class by default."""
 
 SCALE = 20.0
 """What cosines are multiplied by: the scale of sentence-transformers' contrastive losses."""
@@ -138,3 +144,58 @@ def encoder_prior(
 
 def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+
+
+def make(store: Store, clips: Clips, options: PriorOptions, progress: Progress) -> Made:
+    """Makes the prior of all clips, and embeds their texts where they are not; see `Engine`."""
+    texts = class_texts(store.clips.taxonomy, options.class_text)  # refuses before it loads
+    template = options.template(store)
+    backbone, output = _text_output(options, template)
+    template = without_stale(template, store.path, store.clips, progress)
+    lines = _embed_missing(store, backbone, output, template, options.device, progress)
+    path = encoder_prior(store, backbone.feature(output), backbone, output, texts, options.name)
+    rows = read_feature(path)
+    n_failed = int((rows.state != OK).sum())
+    lacking = f", {n_failed} without a text embedding" if n_failed else ""
+    lines.append(f"{path.name.rpartition('-')[0]}: {len(rows)} clips{lacking} -> {path}")
+    return Made(tuple(lines), not n_failed)
+
+
+def _text_output(options: PriorOptions, template: TextTemplate) -> tuple[Backbone, str]:
+    """The backbone, not loaded, and its one text output that are meant."""
+    chosen = BackboneOptions(text_template=template.describe())
+    (backbone, outputs), *more = get_outputs([options.model], chosen)
+    texts = [output for output in outputs if backbone.outputs[output] == "text"]
+    if more or len(texts) != 1:
+        known = [n for n, c in backbone_classes().items() if "text" in c.outputs.values()]
+        raise PriorError(
+            f"{options.model} embeds no text; give a text encoder ({', '.join(known)}), or "
+            "--engine openai for a language model on a server"
+        )
+    backbone.wanted = frozenset(texts)
+    return backbone, texts[0]
+
+
+def _embed_missing(
+    store: Store,
+    backbone: Backbone,
+    output: str,
+    template: TextTemplate,
+    device: str,
+    progress: Progress,
+) -> list[str]:
+    """Embeds the texts of the store's clips, as far as they are not; loads the backbone."""
+    check_device(device)
+    backbone.require()
+    with progress:
+        if not backbone.device:
+            backbone.prepare(device)
+        reports = extract(
+            [(backbone, [output])],
+            store.clips,
+            store,
+            template,
+            ExtractionSettings(device=device),
+            progress=progress,
+        )
+    return summary_lines(reports) if any(report.n_embedded for report in reports) else []
