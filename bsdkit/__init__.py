@@ -20,6 +20,8 @@ from bsdkit.version import __version__
 if TYPE_CHECKING:
     from bsdkit.api import fit, load_backbone
     from bsdkit.dataset import read_dataset
+    from bsdkit.extract import embed
+    from bsdkit.extract.run import extract_dataset
     from bsdkit.metrics import evaluate
     from bsdkit.recipe.schema import Recipe, load_recipe
     from bsdkit.runs.folder import load_run
@@ -30,7 +32,9 @@ __all__ = [
     "Recipe",
     "Store",
     "__version__",
+    "embed",
     "evaluate",
+    "extract_dataset",
     "fit",
     "load_backbone",
     "load_recipe",
@@ -42,7 +46,9 @@ __all__ = [
 _HOMES = {
     "Recipe": "recipe.schema",
     "Store": "store.store",
+    "embed": "extract",
     "evaluate": "metrics",
+    "extract_dataset": "extract.run",
     "fit": "api",
     "load_backbone": "api",
     "load_recipe": "recipe.schema",

@@ -60,7 +60,7 @@ def embed(
     backbone.output_named(output)
     if not backbone.device:
         backbone.require()
-        backbone.load(device)
+        backbone.prepare(device)
     spec = backbone.spec(output)
     sources = _sources(backbone, spec, inputs, sample_rate)
     shards = in_shards(np.arange(len(inputs)), SHARD_CLIPS)

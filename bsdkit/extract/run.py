@@ -44,7 +44,7 @@ def extract_dataset(
     store: Path,
     backbones: Sequence[str],
     *,
-    progress: Progress,
+    progress: Progress | None = None,
     settings: ExtractionSettings | None = None,
     options: BackboneOptions | None = None,
     engine: Engine | None = None,
@@ -58,7 +58,7 @@ def extract_dataset(
         data: the dataset.
         store: the store's folder; made if it is not there.
         backbones: names, see `get_outputs`.
-        progress: where to show what happens.
+        progress: who is told what happens; None for the log.
         settings: how it runs.
         options: weights and number types; the text template is filled in.
         engine: what embeds; None for this process.
@@ -69,7 +69,7 @@ def extract_dataset(
     Raises:
         BsdkitError: see `read_dataset` and `extract`.
     """
-    settings = settings or ExtractionSettings()
+    settings, progress = settings or ExtractionSettings(), progress or Progress()
     if settings.shard_clips < 1:
         raise RecipeError(f"--shard-clips {settings.shard_clips}: expected 1 or more")
     check_device(settings.device)
