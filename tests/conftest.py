@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,15 @@ def bsdkit(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedP
         env={**os.environ, "COLUMNS": "140"},
         timeout=280,
     )
+
+
+def heed_interrupts() -> None:
+    """For ``preexec_fn``: SIGINT as at a terminal.
+
+    A shell starts what it puts into the background with SIGINT ignored, tests included, and
+    their child processes would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def bsdkit_here(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from bsdkit.backbones.registry import get_backbone
 from bsdkit.runs.folder import load_run
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature
-from tests.conftest import ROOT, bsdkit, bsdkit_here
+from tests.conftest import ROOT, bsdkit, bsdkit_here, heed_interrupts
 from tests.runs.test_whole_chain import part_of_store
 
 QUICK_RECIPE = """
@@ -437,6 +437,7 @@ def test_ctrl_c_resumes(sounds: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HELD, *map(str, arguments), "--store", str(tmp_path / "s")],
         cwd=ROOT,
+        preexec_fn=heed_interrupts,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

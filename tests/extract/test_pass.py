@@ -354,7 +354,9 @@ def test_two_parts_at_once_but_not_the_same_part(data: Path, tmp_path: Path) -> 
     store = Store.create(tmp_path / "s", clips)
     features = [("fake.audio", FakeBackbone(OPTIONS).spec("audio").to_dict())]
     with locked(store.path, features, "1/3"):
-        with pytest.raises(StoreLocked, match=r"part 1/3 of .* is being extracted: process"):
+        with pytest.raises(
+            StoreLocked, match=r"part 1/3 of .* is being extracted: locked by process"
+        ):
             parts(data, tmp_path / "s", ["1"])
         with pytest.raises(StoreLocked):  # nor may a whole run merge under their hands
             embed(data, tmp_path / "s", [FakeBackbone(OPTIONS)], ["audio"])

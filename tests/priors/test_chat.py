@@ -25,7 +25,7 @@ from bsdkit.priors.cost import Budget, estimate, estimate_tokens
 from bsdkit.priors.engines.chat import Outcome, ask_all
 from bsdkit.priors.engines.request import Connection, read_answer, retry_after
 from bsdkit.priors.journal import Journal
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heed_interrupts
 from tests.priors.llm_server import FAULTS, Server
 
 pytest.importorskip("openai")
@@ -212,6 +212,7 @@ def start_driver(url: str, folder: Path, n: int, hold: int) -> subprocess.Popen[
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        preexec_fn=heed_interrupts,
     )
 
 
