@@ -835,7 +835,11 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", action="append", default=[], metavar="BACKBONE=PATH", help="may be repeated"
     )
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, row by row")
+    parser.add_argument(
+        "--budget", type=float, default=math.inf,
+        help="seconds after which no further backbone is begun; the cheapest come first",
+    )  # fmt: skip
     chosen = parser.parse_args(arguments)
     for name in ("clips", "seconds", "rounds"):
         if getattr(chosen, name) is not None and getattr(chosen, name) <= 0:
@@ -885,6 +889,29 @@ def facts_of(device: str) -> dict[str, str | int | float]:
     return facts
 
 
+def _cheapest_first(names: Sequence[str]) -> list[str]:
+    """Backbones by what ten seconds of audio cost them; those that do not say, last."""
+    classes = backbone_classes()
+
+    def cost(name: str) -> float:
+        cls = classes.get(name)
+        known = cls.card.gigaflops if cls is not None else None
+        return math.inf if known is None else known
+
+    return sorted(names, key=cost)
+
+
+def _say_line(console: Console, line: Line, seconds: float) -> None:
+    """One measured backbone in a line, as soon as it is there."""
+    console.print(
+        f"{seconds:5.0f} s  {line.backbone}: {line.n_clips} clips, model alone "
+        f"{rate_in_words(line.overhead.other_seconds)} clips/s, end to end "
+        f"{rate_in_words(line.overhead.seconds)}, plain loop "
+        f"{rate_in_words(line.speedup.other_seconds)}; {line.share:.0%} of the matrix peak",
+        highlight=False,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures the backbones asked for, prints the table, writes the figures where wanted."""
     chosen = read_arguments(arguments)
@@ -919,20 +946,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weights=chosen.weights,
             folder=Path(folder),
         )
-        for name in chosen.backbones:
+        for name in _cheapest_first(chosen.backbones):
             skipped[name] = reason_to_skip(name, setting)
+            if not skipped[name] and time.perf_counter() - start > chosen.budget:
+                skipped[name] = f"not measured within --budget {chosen.budget:g}"
             if skipped[name]:
                 continue
             with console.status(f"measuring {name}"):
                 try:
                     lines.append(measure_backbone(name, setting))
+                    _say_line(console, lines[-1], time.perf_counter() - start)
+                    if chosen.json:  # what is measured survives a time limit
+                        rows = [{**asdict(line), "share": line.share} for line in lines]
+                        unfinished = {"machine": facts, "lines": rows, "is_whole": False}
+                        chosen.json.write_text(json.dumps(unfinished, indent=2) + "\n", "utf-8")
                 except BsdkitError as error:
                     skipped[name] = str(error)
                 except AssertionError as error:
                     wrong.append(str(error))
                 release(chosen.device)
         cheapest = sorted(lines, key=lambda line: line.overhead.other_seconds)[:N_TOGETHER]
-        if len(cheapest) > 1:
+        if len(cheapest) > 1 and time.perf_counter() - start < chosen.budget:
             with console.status("measuring several in one pass"):
                 together = measure_together([line.backbone for line in cheapest], setting)
     skipped = {name: reason for name, reason in skipped.items() if reason}
@@ -968,6 +1002,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "lines": [{**asdict(line), "share": line.share} for line in lines],
             "together": None if together is None else asdict(together),
             "skipped": skipped,
+            "is_whole": True,
         }
         chosen.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if wrong:

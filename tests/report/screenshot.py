@@ -12,8 +12,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
-
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
 --disable-background-networking --disable-component-update""".split()
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -25,6 +23,8 @@ def find_browser() -> str | None:
 
 
 def main() -> None:
+    from playwright.sync_api import sync_playwright
+
     page_file, out, *size = sys.argv[1:]
     width, height = map(int, size or (1280, 1600))
     browser_path = find_browser()
