@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from bsdkit.challenge.submit import parameters_of, trees_in
 from bsdkit.combine.rerank import Reranker
-from bsdkit.errors import BsdkitError, CorruptStore, RecipeError, nearest
+from bsdkit.errors import BsdkitError, RecipeError, nearest
 from bsdkit.experiments.leaderboard_table import Entry, Leaderboard
 from bsdkit.metrics import bootstrap, compare, holm
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.runs.predict import with_inputs
-from bsdkit.store.files import open_h5
 
 __all__ = ["compare_runs", "find_runs"]
 
@@ -123,14 +122,8 @@ def _decided(run: Run, split: str) -> tuple[IntArray, IntArray, tuple[bytes, ...
             f"{run.folder} was not scored under {split!r} folds, only under "
             f"{', '.join(run.metrics['protocols'])}; fit it with --split {split}"
         )
-    path = run.folder / "oof.h5"
-    with open_h5(path) as file:
-        try:
-            decided = np.asarray(file[split]["decided"][()], np.int64)
-            fold = np.asarray(file[split]["fold"][()], np.int64)
-        except KeyError:
-            raise CorruptStore(f"{path} lacks {split!r} folds; run bsdkit fit again") from None
-    tested = fold >= 0
+    found = run.out_of_fold(split)
+    decided, fold, tested = found.decided, found.split.fold, found.split.tested
     labels = np.asarray(run.clips.labels, np.int64)
     ids = "\n".join(map(str, run.clips.ids)).encode()
     same = (ids, labels.tobytes(), fold.tobytes(), repr(run.clips.taxonomy.classes).encode())

@@ -16,12 +16,13 @@ import yaml
 
 from bsdkit.combine.chain import Chain
 from bsdkit.dataset import Clips
-from bsdkit.errors import RecipeError
+from bsdkit.errors import CorruptStore, RecipeError
 from bsdkit.members.member import MemberModel
 from bsdkit.members.saved import load_models, save_member
 from bsdkit.predictions import write_predictions
 from bsdkit.recipe.schema import Recipe
-from bsdkit.runs.results import ProtocolResult, ids_digest
+from bsdkit.runs.results import OutOfFold, ProtocolResult, ids_digest
+from bsdkit.splits import Split
 from bsdkit.store.clips import read_clips, write_clips
 from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
 
@@ -149,14 +150,42 @@ class Run:
         """The members that change a prediction."""
         return [n for n, counts in zip(self.names, self.chain.counts, strict=True) if counts]
 
-    def folds(self) -> npt.NDArray[np.int64]:
-        """Test fold of each clip [n_clips] under `split`; -1 where none tests it.
+    def out_of_fold(self, split: str = "") -> OutOfFold:
+        """What the run says of its own clips under a split; empty for the headline's.
 
         Raises:
-            StoreError: the run's oof.h5 is missing or broken.
+            StoreError: the run's oof.h5 is missing or broken, or lacks the split.
         """
-        with open_h5(self.folder / "oof.h5") as file:
-            return np.asarray(file[self.split]["fold"][()], np.int64)
+        split = split or self.split
+        fold, probabilities, decided, is_fallback = self._read_out_of_fold(
+            split, "fold", "ensemble_nested", "decided", "is_fallback"
+        )
+        fold = fold.astype(np.int64)
+        return OutOfFold(
+            split=Split(split, fold, int(fold.max()) + 1, 0),
+            probabilities=probabilities.astype(np.float64),
+            decided=decided.astype(np.int64),
+            is_fallback=is_fallback.astype(bool),
+        )
+
+    def member_out_of_fold(self, name: str) -> npt.NDArray[np.float64]:
+        """Probabilities [n_clips, n_classes] of one member under the headline's split.
+
+        Raises:
+            StoreError: the run's oof.h5 is missing or broken, or lacks the member.
+        """
+        (probabilities,) = self._read_out_of_fold(self.split, f"members/{name}")
+        return probabilities.astype(np.float64)
+
+    def _read_out_of_fold(self, split: str, *names: str) -> list[npt.NDArray[Any]]:
+        path = self.folder / "oof.h5"
+        with open_h5(path) as file:
+            try:
+                return [np.asarray(file[split][name]) for name in names]
+            except KeyError:
+                raise CorruptStore(
+                    f"{path} lacks what {split!r} folds left; run bsdkit fit again"
+                ) from None
 
     def models(self, name: str) -> tuple[MemberModel, ...]:
         """The models of one member."""

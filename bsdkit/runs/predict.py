@@ -13,7 +13,7 @@ from bsdkit.combine.decode import decode
 from bsdkit.combine.ensemble import combine
 from bsdkit.combine.evidence import Evidence
 from bsdkit.dataset import Clips
-from bsdkit.errors import CorruptStore, RecipeError, StoreError, nearest
+from bsdkit.errors import RecipeError, StoreError, nearest
 from bsdkit.members.imported import (
     check_classes,
     check_imported,
@@ -23,7 +23,6 @@ from bsdkit.members.imported import (
 from bsdkit.members.member import predict_member
 from bsdkit.members.trainer import member_inputs, member_plan
 from bsdkit.runs.folder import Run
-from bsdkit.store.files import open_h5
 from bsdkit.store.probabilities import export_probabilities
 from bsdkit.store.store import Features, Store
 
@@ -130,19 +129,9 @@ def out_of_fold(run: Run, member: str = "") -> npt.NDArray[np.float64]:
     """
     if member:
         _counting(run, member)  # refuses one that is not there
-    path = run.folder / "oof.h5"
-    with open_h5(path) as file:
-        try:
-            group = file[run.split]
-            if member:
-                return np.asarray(group[f"members/{member}"], np.float64)
-            probabilities = np.asarray(group["ensemble_nested"], np.float64)
-            is_fallback = np.asarray(group["is_fallback"], bool)
-        except KeyError:
-            raise CorruptStore(
-                f"{path} lacks what {run.split!r} folds left; run bsdkit fit again"
-            ) from None
-    return np.where(is_fallback[:, None], np.nan, probabilities)
+        return run.member_out_of_fold(member)
+    found = run.out_of_fold()
+    return np.where(found.is_fallback[:, None], np.nan, found.probabilities)
 
 
 def export_run(run: Run, path: Path, member: str = "") -> int:
@@ -164,7 +153,7 @@ def export_run(run: Run, path: Path, member: str = "") -> int:
         [str(clip) for clip in run.clips.ids[rows]],
         probabilities[rows],
         run.clips.taxonomy,
-        fold=run.folds()[rows],
+        fold=run.out_of_fold().split.fold[rows],
     )
     return len(rows)
 

@@ -14,7 +14,7 @@ from bsdkit.combine.chain import Nested
 from bsdkit.members.member import MemberResult
 from bsdkit.splits import Split
 
-__all__ = ["ProtocolResult", "ids_digest"]
+__all__ = ["OutOfFold", "ProtocolResult", "ids_digest"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -52,3 +52,21 @@ class ProtocolResult:
     prior: FloatArray
     priors: tuple[FloatArray, ...]
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """What a finished run says of its own clips under one split, by models that did not see them.
+
+    Attributes:
+        split: the folds.
+        probabilities: of the nested ensemble [n_clips, n_classes].
+        decided: class positions [n_clips], decoded as the recipe says.
+        is_fallback: [n_clips] whether a clip has its fold's class shares, for want of a member
+            that could see it.
+    """
+
+    split: Split
+    probabilities: FloatArray
+    decided: npt.NDArray[np.int64]
+    is_fallback: npt.NDArray[np.bool_]

@@ -82,7 +82,7 @@ def verify_run(run: Run, store: Store, *, n_jobs: int | None = None) -> Verifica
     Raises:
         RecipeError: the store has other clips than the run, or inference failed.
     """
-    ids, fold, labels = run.clips.ids, run.folds(), run.clips.labels
+    ids, fold, labels = run.clips.ids, run.out_of_fold().split.fold, run.clips.labels
     if store.clips.ids.tolist() != ids.tolist():
         raise RecipeError(
             f"{store.path} has {len(store.clips)} clips, the run was fitted on {len(ids)}, "

@@ -151,7 +151,7 @@ def test_the_run_says_what_each_step_added(place: Path) -> None:
 
 def test_what_the_fresh_process_gets_has_no_labels(place: Path, tmp_path: Path) -> None:
     run, store = load_run(place / "runs/whole"), Store(place / "dev")
-    rows = np.flatnonzero(run.folds() == 1)
+    rows = np.flatnonzero(run.out_of_fold().split.fold == 1)
     copy_for_fold(run, store, 1, rows, tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if path.is_symlink()]

@@ -47,7 +47,6 @@ from bsdkit.report.page import (
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.splits import Split, shared_groups
 from bsdkit.store.feature import OK, read_feature
-from bsdkit.store.files import open_h5
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
 
@@ -188,21 +187,10 @@ def report_of(
 
 def _out_of_fold(run: Run, split: str) -> tuple[Predictions, Split, npt.NDArray[np.bool_]]:
     """What a run says of the clips that a split tests, the folds, and who has the fallback."""
-    path = run.folder / "oof.h5"
-    with open_h5(path) as file:
-        try:
-            group = file[split]
-            fold = np.asarray(group["fold"], np.int64)
-            probabilities = np.asarray(group["ensemble_nested"], np.float64)
-            decided = np.asarray(group["decided"], np.int64)
-            is_fallback = np.asarray(group["is_fallback"], bool)
-        except KeyError:
-            raise CorruptStore(
-                f"{path} lacks what {split!r} folds left; run bsdkit fit again"
-            ) from None
-    folds = Split(split, fold, int(fold.max()) + 1, 0)
-    rows = folds.tested
-    return Predictions(run.recipe.name, decided[rows], probabilities[rows]), folds, is_fallback
+    found = run.out_of_fold(split)
+    rows = found.split.tested
+    said = Predictions(run.recipe.name, found.decided[rows], found.probabilities[rows])
+    return said, found.split, found.is_fallback
 
 
 def _columns(
