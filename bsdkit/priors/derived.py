@@ -62,7 +62,7 @@ def make_prior(store: Store, spec: Spec, backbone: Backbone, device: str, name: 
     kind = kind_of(spec)
     if kind is TEXT_ENCODER_PRIOR:
         if not backbone.device:
-            backbone.load(device)
+            backbone.prepare(device)
         encoder = spec["encoder"]
         texts = spec["class_texts"]
         assert isinstance(encoder, dict) and isinstance(texts, list)

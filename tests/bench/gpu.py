@@ -4,8 +4,8 @@
 
 Runs the tests marked ``gpu``, extraction of every backbone that runs here (random weights of the
 full size where there are no others) in float32 and in bfloat16, and the head trainer on the
-device beside the CPU. Writes gpu.json and gpu.md into the folder. Each part is a process of its
-own with a limit, so that one that fails or hangs costs only itself.
+device beside the CPU. Writes gpu.json and gpu.md into the folder after each part. Tests and
+extraction are processes of their own with a limit, so that one that hangs costs only itself.
 """
 
 from __future__ import annotations
@@ -130,14 +130,6 @@ def main() -> None:
             lines += [f"- {k}: {v}" for k, v in facts["heads"].items()]
         (out / "gpu.md").write_text("\n".join(lines) + "\n")
 
-    n, dims, epochs = (600, 64, 1) if chosen.tiny else (10_956, 1024, 2)
-    seconds = {side: train_heads(side, n, dims, epochs) for side in dict.fromkeys((device, "cpu"))}
-    facts["heads"] = {
-        "clips, dimensions, epochs": [n, dims, epochs],
-        **{f"{side}, s": round(value, 2) for side, value in seconds.items()},
-        "cpu over device": round(seconds["cpu"] / seconds[device], 2),
-    }
-    print(facts["heads"], flush=True)
     python = sys.executable
     tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     facts["parts"]["tests"] = run(tests, 120)
@@ -152,8 +144,17 @@ def main() -> None:
         facts["parts"][f"extraction in {precision}"] = run(command, budget + 45)
         facts[precision] = read_rows(rows)
         keep()
+    n, dims, epochs = (600, 64, 1) if chosen.tiny else (10_956, 1024, 2)
+    seconds = {side: train_heads(side, n, dims, epochs) for side in dict.fromkeys((device, "cpu"))}
+    facts["heads"] = {
+        "clips, dimensions, epochs": [n, dims, epochs],
+        **{f"{side}, s": round(value, 2) for side, value in seconds.items()},
+        "cpu over device": round(seconds["cpu"] / seconds[device], 2),
+    }
+    print(facts["heads"], flush=True)
+    keep()
     print((out / "gpu.md").read_text())
-    if not facts["parts"]["tests"].startswith(("exit code 0", "exit code 5")):
+    if not facts["parts"]["tests"].startswith("exit code 0"):
         raise SystemExit(1)
 
 

@@ -81,7 +81,7 @@ class AudioLanguageScorer:
 
     def load(self, device: str) -> None:
         """See `Backbone.load`."""
-        self.backbone.load(device)
+        self.backbone.prepare(device)
 
     def score_windows(
         self, audio: FloatArray, valid: IntArray, contents: Sequence[str] | None = None
