@@ -293,6 +293,7 @@ def test_out_of_fold_has_no_fallback(tmp_path: Path) -> None:
     one[[1, 2]], two[[1, 3]] = np.nan, np.nan
     with h5py.File(tmp_path / "oof.h5", "w") as file:
         file["official/ensemble_nested"] = np.full((4, 4), 0.25)
+        file["official/fold"], file["official/decided"] = [0, 1, 0, 1], [0, 0, 0, 0]
         file["official/is_fallback"] = [False, True, False, False]
         file["official/members/one"], file["official/members/two"] = one, two
     run = finished_run(tmp_path, clips, members)
