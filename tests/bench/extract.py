@@ -889,7 +889,7 @@ def facts_of(device: str) -> dict[str, str | int | float]:
     return facts
 
 
-def _cheapest_first(names: Sequence[str]) -> list[str]:
+def cheapest_first(names: Sequence[str]) -> list[str]:
     """Backbones by what ten seconds of audio cost them; those that do not say, last."""
     classes = backbone_classes()
 
@@ -946,7 +946,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             weights=chosen.weights,
             folder=Path(folder),
         )
-        for name in _cheapest_first(chosen.backbones):
+        for name in cheapest_first(chosen.backbones):
             skipped[name] = reason_to_skip(name, setting)
             if not skipped[name] and time.perf_counter() - start > chosen.budget:
                 skipped[name] = f"not measured within --budget {chosen.budget:g}"
