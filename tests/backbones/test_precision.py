@@ -62,6 +62,7 @@ def test_wrong_numbers_below_float32_are_refused(tmp_path: Path) -> None:
             module.register_forward_hook(wrong_below_float32)
     with pytest.raises(ImprecisePrecision, match=r"by \d.*--precision float32"):
         backbone.prepare("cpu")
+    assert not backbone.device  # else the next extraction would use it as it is
 
 
 def test_grouped_convolutions_stay_in_float32() -> None:
