@@ -56,6 +56,14 @@ TaxonomyOption = Annotated[
     str, typer.Option(help="'bst', 'flat' (labels found are classes), or a CSV.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")]
+FittedStoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", parser=as_location, metavar="PLACE",
+        help="The store that it was fitted on; default the recipe's.",
+    ),
+]  # fmt: skip
 RunsOption = Annotated[Path, typer.Option(help="Folder of runs.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Train again what was trained before.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]

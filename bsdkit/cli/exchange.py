@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bsdkit.cli.app import TaxonomyOption, app, command
+from bsdkit.cli.app import RunArgument, TaxonomyOption, app, command
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
 
@@ -71,7 +71,7 @@ def import_command(
 
 @command(app, "export")
 def export_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    run: RunArgument,
     out: Annotated[Path, typer.Option(help="A .npz, .csv or .csv.gz file.")],
     member: Annotated[str, typer.Option(help="One member instead of the ensemble.")] = "",
 ) -> None:

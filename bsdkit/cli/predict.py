@@ -10,6 +10,8 @@ import typer
 from bsdkit.cli.app import (
     WORK_FAILED,
     DeviceOption,
+    FittedStoreOption,
+    RunArgument,
     TaxonomyOption,
     app,
     command,
@@ -23,7 +25,7 @@ from bsdkit.location import as_location
 
 @command(app, "predict")
 def predict_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    run: RunArgument,
     store: Annotated[
         Path | None,
         typer.Option("--store", parser=as_location, help="A store with the run's features."),
@@ -89,16 +91,8 @@ def predict_command(
 
 @command(app, "check")
 def check_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            parser=as_location,
-            metavar="PLACE",
-            help="The store that it was fitted on; default the recipe's.",
-        ),
-    ] = None,
+    run: RunArgument,
+    store: FittedStoreOption = None,
 ) -> None:
     """Re-run inference without labels and verify predictions.csv."""
     from bsdkit.report.tables import percent

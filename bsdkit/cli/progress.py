@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
 from rich.text import Text
 
-from bsdkit.progress import Progress as Observed
+from bsdkit.progress import Progress
 
 __all__ = ["ConsoleProgress"]
 
@@ -31,7 +31,7 @@ class _Speed(ProgressColumn):
         return Text("" if speed is None else f"{speed:.1f}/s")
 
 
-class ConsoleProgress(Observed):
+class ConsoleProgress(Progress):
     """One bar a stage, with clips per second and the time left; and lines of text between.
 
     Args:
@@ -41,7 +41,7 @@ class ConsoleProgress(Observed):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

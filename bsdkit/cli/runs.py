@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bsdkit.cli.app import MarkdownOption, app, command, show
+from bsdkit.cli.app import FittedStoreOption, MarkdownOption, RunArgument, app, command, show
 from bsdkit.errors import RecipeError
 from bsdkit.location import as_location
 
@@ -17,16 +17,8 @@ if TYPE_CHECKING:
 
 @command(app, "report")
 def report_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            "--store",
-            parser=as_location,
-            metavar="PLACE",
-            help="The store that it was fitted on; default the recipe's.",
-        ),
-    ] = None,
+    run: RunArgument,
+    store: FittedStoreOption = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +94,7 @@ def _print_board(board: Leaderboard, markdown: bool) -> None:
 
 @command(app, "label-quality")
 def label_quality_command(
-    run: Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")],
+    run: RunArgument,
     store: Annotated[
         Path | None,
         typer.Option(

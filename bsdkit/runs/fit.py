@@ -85,36 +85,36 @@ def fit_recipe(
     for name in recipe.expect:
         if name not in (*recipe.features, recipe.similarity):
             raise RecipeError(f"expect names the feature {name!r}, which no member uses")
-    bench = MemberTrainer(recipe, runs, device=device, reuse=reuse, on_step=on_step)
-    clips = bench.store.clips
+    trainer = MemberTrainer(recipe, runs, device=device, reuse=reuse, on_step=on_step)
+    clips = trainer.store.clips
     plans = {name: member_plan(name, recipe) for name in recipe.members}
     for plan in plans.values():  # what a store lacks is said before anything else
-        bench.inputs(plan)
-    tasks = {protocol: bench.task(protocol) for protocol in recipe.split}
+        trainer.inputs(plan)
+    tasks = {protocol: trainer.task(protocol) for protocol in recipe.split}
     splits = [task.split for task in tasks.values()]
-    similarity = bench.similarity(recipe.similarity, splits) if recipe.similarity else None
+    similarity = trainer.similarity(recipe.similarity, splits) if recipe.similarity else None
     objective_of(recipe, clips.taxonomy)  # and what it says of later steps, too
     chain_steps(recipe, tuple(recipe.ensemble_members), clips.ids)
     results: dict[str, ProtocolResult] = {}
     for protocol in recipe.split:
         task = tasks[protocol]
-        members = bench.train(plans, task)
+        members = trainer.train(plans, task)
         say(f"combining and scoring, {protocol} folds")
         results[protocol] = score_protocol(
             recipe,
-            bench.store.clips,
+            trainer.store.clips,
             task.split,
             members,
             similarity=similarity,
-            on_their_word=bench.on_their_word(),
-            n_jobs=bench.n_jobs,
+            on_their_word=trainer.on_their_word(),
+            n_jobs=trainer.n_jobs,
         )
     metrics = {
         "headline": recipe.split[0],
         "n_clips": len(clips),
         "n_classes": len(clips.taxonomy),
         "mapped": recipe.mapped,
-        "missing": {name: n for name, n in bench.n_missing.items() if n},
+        "missing": {name: n for name, n in trainer.n_missing.items() if n},
         "protocols": {name: result.metrics for name, result in results.items()},
     }
     facts = {
@@ -132,9 +132,9 @@ def fit_recipe(
                 "spec": dict(info.spec),
                 "spec_hash": info.spec_hash,
                 "checksum": info.checksum,
-                "n_missing": bench.n_missing[name],
+                "n_missing": trainer.n_missing[name],
             }
-            for name, info in bench.infos.items()
+            for name, info in trainer.infos.items()
         },
         "splits": {name: result.split.digest(clips) for name, result in results.items()},
         "fallback": "a clip without any features gets the class shares of its training clips",
@@ -148,7 +148,7 @@ def fit_recipe(
         metrics,
         facts,
         write_report=write_page
-        and (lambda whole: write_page(load_run(whole), whole / "report.html", bench.store)),
+        and (lambda whole: write_page(load_run(whole), whole / "report.html", trainer.store)),
     )
     seconds = time.perf_counter() - started
-    return FitResult(folder, metrics, bench.n_trained, bench.n_reused, seconds)
+    return FitResult(folder, metrics, trainer.n_trained, trainer.n_reused, seconds)

@@ -206,7 +206,7 @@ def load_run(folder: Path | str) -> Run:
         ensemble = json.loads((folder / "ensemble.json").read_text())
         data = json.loads((folder / "chain.json").read_text())
         for part, key in ((metrics["protocols"], ensemble["split"]), (facts, "features")):
-            part[key]  # each file must hold what the others lean on
+            part[key]  # each file must hold what the others rely on
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).partition("\n")[0]
         if isinstance(error, KeyError):

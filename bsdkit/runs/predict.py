@@ -130,8 +130,7 @@ def out_of_fold(run: Run, member: str = "") -> npt.NDArray[np.float64]:
     if member:
         _counting(run, member)  # refuses one that is not there
         return run.member_out_of_fold(member)
-    found = run.out_of_fold()
-    return np.where(found.is_fallback[:, None], np.nan, found.probabilities)
+    return run.out_of_fold().seen
 
 
 def export_run(run: Run, path: Path, member: str = "") -> int:
@@ -144,7 +143,8 @@ def export_run(run: Run, path: Path, member: str = "") -> int:
         StoreError: the run's oof.h5 is missing or broken.
         DatasetError: the file cannot be written.
     """
-    probabilities = out_of_fold(run, member)
+    found = run.out_of_fold()
+    probabilities = out_of_fold(run, member) if member else found.seen
     rows = np.flatnonzero(~np.isnan(probabilities[:, 0]))
     if not len(rows):
         raise RecipeError(f"run {run.folder} has no out-of-fold probabilities of any clip")
@@ -153,7 +153,7 @@ def export_run(run: Run, path: Path, member: str = "") -> int:
         [str(clip) for clip in run.clips.ids[rows]],
         probabilities[rows],
         run.clips.taxonomy,
-        fold=run.out_of_fold().split.fold[rows],
+        fold=found.split.fold[rows],
     )
     return len(rows)
 
@@ -215,7 +215,7 @@ def chain_probabilities(
     said: Mapping[str, FloatArray],
     features: Features,
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Probabilities [n, n_classes] after all steps, and which rows are the prior for want of any.
+    """Probabilities [n, n_classes] after all steps, and which rows no member could see.
 
     Args:
         run: its steps, and its class shares for a clip that no member could see.

@@ -35,7 +35,7 @@ class ProtocolResult:
         chains: the steps after the members, fitted on all clips and for each fold on the others.
         nested: probabilities [n_clips, n_classes], each clip by its fold's chain.
         decided: class positions [n_clips], decoded as the recipe says.
-        is_empty: [n_clips] whether a clip has its fold's class shares, for want of a member that
+        is_empty: [n_clips] whether a clip has its fold's class shares, because no member
             could see it.
         prior: class shares [n_classes]; what a clip without any feature gets.
         priors: the same by fold, of what it trained on.
@@ -62,11 +62,16 @@ class OutOfFold:
         split: the folds.
         probabilities: of the nested ensemble [n_clips, n_classes].
         decided: class positions [n_clips], decoded as the recipe says.
-        is_fallback: [n_clips] whether a clip has its fold's class shares, for want of a member
-            that could see it.
+        is_fallback: [n_clips] whether a clip has its fold's class shares, because no member
+            could see it.
     """
 
     split: Split
     probabilities: FloatArray
     decided: npt.NDArray[np.int64]
     is_fallback: npt.NDArray[np.bool_]
+
+    @property
+    def seen(self) -> FloatArray:
+        """Probabilities [n_clips, n_classes]; NaN in the rows of the fallback."""
+        return np.where(self.is_fallback[:, None], np.nan, self.probabilities)
