@@ -228,7 +228,7 @@ class Problem:
         return _logarithm(self.probabilities)
 
     @contextmanager
-    def contest(self) -> Iterator[WeightScorer]:
+    def scorer(self) -> Iterator[WeightScorer]:
         """Scores weightings by the objective."""
         is_log = self.options.space == "logits"
         scorer = WeightScorer(self.scores, self.labels, self.objective, is_log=is_log)
@@ -318,13 +318,13 @@ def _by_tpe(problem: Problem) -> FloatArray:
     alone are tried first. A member that can be left out without loss is: weight that changes
     nothing here is a risk elsewhere.
     """
-    with problem.contest() as contest:
-        w = _searched(contest, problem.limits, problem.options, problem.on_trial)
-        return _without_idle(contest, problem.limits, w)
+    with problem.scorer() as scorer:
+        w = _searched(scorer, problem.limits, problem.options, problem.on_trial)
+        return _without_idle(scorer, problem.limits, w)
 
 
 def _searched(
-    contest: WeightScorer,
+    scorer: WeightScorer,
     limits: Limits,
     options: EnsembleOptions,
     on_trial: Callable[[int], None] | None,
@@ -333,7 +333,7 @@ def _searched(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    n = contest.n_members
+    n = scorer.n_members
     space: dict[str, Any] = {
         f"weight_{i}": optuna.distributions.FloatDistribution(0.0, 1.0) for i in range(n)
     }
@@ -356,7 +356,7 @@ def _searched(
             trial = study.ask(space)
             drawn = np.array(list(trial.params.values()))  # a copy each time it is asked for
             w = limits(-np.log1p(-drawn * (1 - 1e-9)))
-            score = contest.score(w)
+            score = scorer.score(w)
             study.tell(trial, score)
             if score > best:
                 best, best_weights = score, w
@@ -367,16 +367,16 @@ def _searched(
     return best_weights
 
 
-def _without_idle(contest: WeightScorer, limits: Limits, weights: FloatArray) -> FloatArray:
+def _without_idle(scorer: WeightScorer, limits: Limits, weights: FloatArray) -> FloatArray:
     """The weights without the members whose going loses nothing, the lightest first."""
-    best = contest.score(weights)
+    best = scorer.score(weights)
     for i in np.argsort(weights, kind="stable"):
         if weights[i] <= 0 or np.count_nonzero(weights) == 1:
             continue
         rest = weights.copy()
         rest[i] = 0.0
         rest = limits(rest)
-        score = contest.score(rest)
+        score = scorer.score(rest)
         if rest[i] == 0 and score >= best:
             best, weights = score, rest
     return weights
@@ -391,10 +391,10 @@ def _greedy(problem: Problem) -> FloatArray:
     limits, n = problem.limits, len(problem.names)
     counts = np.zeros(n)
     best, best_weights = -1.0, np.full(n, 1.0 / n)
-    with problem.contest() as contest:
+    with problem.scorer() as scorer:
         for _ in range(problem.options.rounds):
             tried = [limits(counts + np.eye(n)[i]) for i in range(n)]
-            scores = [contest.score(w) for w in tried]
+            scores = [scorer.score(w) for w in tried]
             chosen = int(np.argmax(scores))
             counts[chosen] += 1
             if scores[chosen] > best:
@@ -414,13 +414,13 @@ def _best_subset(problem: Problem) -> FloatArray:
             f"{MOST_SUBSETS:,}; write a smaller ensemble.largest, or method: greedy"
         )
     best, best_weights = -1.0, np.full(n, 1.0 / n)
-    with problem.contest() as contest:
+    with problem.scorer() as scorer:
         for size in sizes:
             for chosen in itertools.combinations(range(n), size):
                 w = np.zeros(n)
                 w[list(chosen)] = 1.0
                 w = problem.limits(w)
-                score = contest.score(w)
+                score = scorer.score(w)
                 if score > best:
                     best, best_weights = score, w
     return best_weights

@@ -78,7 +78,7 @@ class Limits:
         return bool(sum(self._caps[i] for i in groups) >= 1 - 1e-12)
 
     def _capped(self, weights: FloatArray, kept: npt.NDArray[np.bool_]) -> FloatArray:
-        """The weights of the members kept, shared anew."""
+        """The weights of the members kept, shared out again."""
         total = weights.sum()
         w = weights / total if total > 0 else kept / kept.sum()
         full: set[int] = set()

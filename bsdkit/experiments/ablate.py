@@ -134,8 +134,8 @@ def ablate(
     if judged != ENSEMBLE and judged not in recipe.members:
         choices = [*recipe.members, ENSEMBLE]
         raise RecipeError(f"there is no member {judged!r}: {nearest(judged, choices)}")
-    bench = MemberTrainer(recipe, runs, device=device, reuse=reuse, on_step=on_step)
-    task = bench.task(recipe.split[0])
+    trainer = MemberTrainer(recipe, runs, device=device, reuse=reuse, on_step=on_step)
+    task = trainer.task(recipe.split[0])
     recipes = {"": recipe, **variants}
     if judged != ENSEMBLE and judged in recipe.members:
         _check_it_varies(recipe, variants, judged)
@@ -153,7 +153,7 @@ def ablate(
         for name in _with_teachers(variant, wanted):
             plans[_key(i, name)] = _renamed(member_plan(name, variant), i)
     try:
-        trained = bench.train(plans, task)
+        trained = trainer.train(plans, task)
     except HeadError as error:
         labels = ["the baseline", *variants]
         named = re.sub(r"'(\d+):([^']*)'", lambda m: f"{m[2]!r} of {labels[int(m[1])]}", str(error))
@@ -167,9 +167,9 @@ def ablate(
         of_variant = {
             name: trained[_key(i, name)] for name in variant.members if _key(i, name) in trained
         }
-        found.append(_predictions(variant, of_variant, bench, task, judged, has_seeds))
+        found.append(_predictions(variant, of_variant, trainer, task, judged, has_seeds))
     objective = objective_of(recipe, task.taxonomy)
-    return _judge(found, list(variants), bench, task, judged, started, objective)
+    return _judge(found, list(variants), trainer, task, judged, started, objective)
 
 
 def _check_it_varies(recipe: Recipe, variants: Mapping[str, Recipe], judged: str) -> None:
@@ -254,12 +254,12 @@ def _chain_of(recipe: Recipe) -> str:
 def _predictions(
     recipe: Recipe,
     members: dict[str, MemberResult],
-    bench: MemberTrainer,
+    trainer: MemberTrainer,
     task: Task,
     judged: str,
     has_seeds: bool,
 ) -> _Predictions:
-    clips, rows = bench.store.clips, task.split.tested
+    clips, rows = trainer.store.clips, task.split.tested
     names = recipe.ensemble_members if judged == ENSEMBLE else [judged]
     faults = [f"{name}, {members[name].faults[0]}" for name in names if members[name].faults]
     if faults:
@@ -278,8 +278,8 @@ def _predictions(
         clips,
         task.split,
         members,
-        similarity=bench.similarity(feature, [task.split]) if feature else None,
-        n_jobs=bench.n_jobs,
+        similarity=trainer.similarity(feature, [task.split]) if feature else None,
+        n_jobs=trainer.n_jobs,
     )
     tuned = combined.stages[-1].in_sample[rows]
     # seeds of an ensemble: the i-th seed of every member that has several, plainly averaged
@@ -300,7 +300,7 @@ def _predictions(
 def _judge(
     found: Sequence[_Predictions],
     names: Sequence[str],
-    bench: MemberTrainer,
+    trainer: MemberTrainer,
     task: Task,
     judged: str,
     started: float,
@@ -360,8 +360,8 @@ def _judge(
         baseline=interval(baseline.classes),
         baseline_seeds=spread(base_seeds.values()),
         variants=tuple(variants),
-        n_trained=bench.n_trained,
-        n_reused=bench.n_reused,
+        n_trained=trainer.n_trained,
+        n_reused=trainer.n_reused,
         seconds=time.perf_counter() - started,
         baseline_in_sample=tuned(baseline),
     )

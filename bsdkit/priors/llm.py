@@ -360,7 +360,7 @@ class Stage:
         """Keeps other processes from asking the same; leaves no empty journal behind.
 
         Raises:
-            StoreLocked: another process is at it.
+            StoreLocked: another process holds the lock.
         """
         with self.journal.lock():
             try:

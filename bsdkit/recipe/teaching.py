@@ -36,7 +36,7 @@ Teachers = Annotated[tuple[str, ...], BeforeValidator(one_or_many)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Distillation:
-    """Targets of the development clips that lean on teachers.
+    """Targets of the development clips that teachers provide.
 
     A clip's loss is cross-entropy with its label, plus `soft` times cross-entropy with the
     teachers' probabilities, plus `hard` times cross-entropy with their most probable class:

@@ -103,7 +103,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
     weightings = rng.dirichlet(np.ones(search.n_members), search.n_trials)
     few = weightings[: search.n_usual]
     objective = Objective(BST)
-    contest = WeightScorer(members, labels, objective)
+    scorer = WeightScorer(members, labels, objective)
     usual = UsualWay(members, labels)
     n_greedy = search.n_greedy_rounds * search.n_members
 
@@ -121,7 +121,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
             raise AssertionError("hF and hF_strict only agree where every class is predicted")
         official = usual.official(weights)
         for name, value in (
-            ("WeightScorer.score", contest.score(weights)),
+            ("WeightScorer.score", scorer.score(weights)),
             ("scikit-learn's side", usual.sklearn(weights)),
         ):
             if abs(value - official) > TOLERANCE:
@@ -139,7 +139,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
             "tpe": tpe,
             "greedy": greedy,
             "made and scored": made_and_scored,
-            "score": lambda: [contest.score(weights) for weights in weightings],
+            "score": lambda: [scorer.score(weights) for weights in weightings],
             "official": lambda: [usual.official(weights) for weights in few],
             "sklearn": lambda: [usual.sklearn(weights) for weights in few],
         },
@@ -150,7 +150,7 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
     accuracy = (first == labels).mean(axis=1)
     agreed = (first == first[0]).all(axis=0).mean()
     plain, by_tpe, by_greedy = (
-        contest.score(weights)
+        scorer.score(weights)
         for weights in (np.ones(search.n_members), found["tpe"].weights, found["greedy"].weights)
     )
     shape = f"{search.n_members} members x {sizes.n_clips:,} x {len(BST)}"
@@ -170,14 +170,14 @@ def weight_rows(sizes: Sizes, search: SearchSizes | None = None) -> list[Row]:
             f"{search.n_trials} given weightings",
             seconds["made and scored"],
             search.n_trials,
-            "The contest made (what is settled) and every weighting scored, without Optuna",
+            "The scorer made (what is settled) and every weighting scored, without Optuna",
             None,
         ),
         (
             "one weighting (WeightScorer.score)",
             [s / search.n_trials for s in seconds["score"]],
             1,
-            f"The contest made before; mean of {search.n_trials} weightings",
+            f"The scorer made before; mean of {search.n_trials} weightings",
             None,
         ),
         (

@@ -122,7 +122,7 @@ def test_a_contest_scores_what_combining_and_argmax_give(
     objective = Objective(taxonomy, target)
     for space in SPACES:
         scores = p if space == "probabilities" else np.log(np.maximum(p, 1e-6))
-        contest = WeightScorer(scores, labels, objective, is_log=space == "logits")
+        scorer = WeightScorer(scores, labels, objective, is_log=space == "logits")
         weightings = [
             np.ones(n_members),
             np.eye(n_members)[rng.integers(n_members)],
@@ -133,7 +133,7 @@ def test_a_contest_scores_what_combining_and_argmax_give(
         ]
         for w in weightings:
             predicted = combine(p, w, space=space).argmax(axis=1)
-            assert contest.score(w) == objective.of(labels, predicted), (space, w.tolist())
+            assert scorer.score(w) == objective.of(labels, predicted), (space, w.tolist())
 
 
 def test_a_target_counts_clips_as_if_they_were_repeated() -> None:

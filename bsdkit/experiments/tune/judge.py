@@ -68,7 +68,7 @@ def check_nestable(recipe: Recipe, member: str, split: Split) -> None:
 
 
 def train_member(
-    bench: MemberTrainer,
+    trainer: MemberTrainer,
     recipe: Recipe,
     member: str,
     task: Task,
@@ -83,12 +83,12 @@ def train_member(
     plans = with_teachers(recipe, member)
     if any(plan.extra and plan.extra.teachers for plan in plans.values()):
         folds = None  # these teachers label extra clips for the students of all folds at once
-    return bench.train(plans, task, folds=folds)[member]
+    return trainer.train(plans, task, folds=folds)[member]
 
 
-def predicted_classes(bench: MemberTrainer, result: MemberResult, task: Task) -> IntArray:
+def predicted_classes(trainer: MemberTrainer, result: MemberResult, task: Task) -> IntArray:
     """Predicted classes [n_clips]; a clip without features gets its training clips' commonest."""
-    shares = class_shares(bench.store.clips, task.split)
+    shares = class_shares(trainer.store.clips, task.split)
     return np.asarray(combine(result.mean[None], [1.0], shares).argmax(axis=1))
 
 
@@ -99,14 +99,14 @@ class Judge:
         plan: which study.
 
     Attributes:
-        bench: what it trains on.
+        trainer: what it trains on.
         folds: those that it may meet.
     """
 
     def __init__(self, plan: StudyPlan) -> None:
         self._plan = plan
-        self.bench = MemberTrainer(plan.recipe, plan.folder, device=plan.device, n_jobs=1)
-        self._task = self.bench.task(plan.recipe.split[0])
+        self.trainer = MemberTrainer(plan.recipe, plan.folder, device=plan.device, n_jobs=1)
+        self._task = self.trainer.task(plan.recipe.split[0])
         self.folds = [j for j in range(self._task.split.n_folds) if j != plan.held_out]
         self._scorer = Scorer(self._task.taxonomy)
 
@@ -139,15 +139,15 @@ class Judge:
         """Classes [n_clips] by models that judge fold j."""
         plan, task = self._plan, self._task_of(j)
         scratch = plan.folder / ".members" / f"scratch-{os.getpid()}"
-        self.bench.runs = plan.folder if is_kept else scratch
+        self.trainer.runs = plan.folder if is_kept else scratch
         folds = [j] if plan.held_out is None else None
         try:
-            result = train_member(self.bench, recipe, plan.member, task, folds)
+            result = train_member(self.trainer, recipe, plan.member, task, folds)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if result.faults:
             raise HeadError(f"diverged in {result.faults[0]}")
-        return predicted_classes(self.bench, result, task)
+        return predicted_classes(self.trainer, result, task)
 
     def _task_of(self, j: int) -> Task:
         """The task whose models judge fold j: without j, and without the fold held out."""

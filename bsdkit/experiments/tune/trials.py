@@ -104,7 +104,7 @@ def _run(share: _Share, say: Callable[[str], None]) -> tuple[int, int]:
         if time.perf_counter() - said > _SECONDS_BETWEEN_LINES:
             said = time.perf_counter()
             say(f"study {share.plan.name}: {i + 1} of {share.n_trials} trials")
-    return judge.bench.n_trained, judge.bench.n_reused
+    return judge.trainer.n_trained, judge.trainer.n_reused
 
 
 def _run_trial(study: optuna.Study, trial: optuna.Trial, plan: StudyPlan, judge: Judge) -> None:

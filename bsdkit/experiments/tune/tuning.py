@@ -101,11 +101,11 @@ def tune(
     folder = runs / f"{recipe.name}.tune"
     folder.mkdir(parents=True, exist_ok=True)
     with file_lock(folder / ".lock", f"tuning {recipe.name}"):
-        bench = MemberTrainer(recipe, runs, device=device, n_jobs=1)
-        task = bench.task(recipe.split[0])
+        trainer = MemberTrainer(recipe, runs, device=device, n_jobs=1)
+        task = trainer.task(recipe.split[0])
         if nested:
             check_nestable(recipe, member, task.split)
-        digest = _digest(bench, task, member, space, seed)
+        digest = _digest(trainer, task, member, space, seed)
         plans = [
             StudyPlan(recipe, member, space, folder, held_out, digest, trials, seed, device)
             for held_out in [None, *range(task.split.n_folds if nested else 0)]
@@ -119,11 +119,11 @@ def tune(
         say("scoring")
         before = after = None
         faults: list[str] = []
-        untuned = train_member(bench, recipe, member, task)
+        untuned = train_member(trainer, recipe, member, task)
         if not untuned.faults:
-            before = predicted_classes(bench, untuned, task)
+            before = predicted_classes(trainer, untuned, task)
         if nested:
-            after, faults = _nested_predictions(bench, recipe, member, task, studies[1:])
+            after, faults = _nested_predictions(trainer, recipe, member, task, studies[1:])
         tuned = changed(recipe, studies[0].best.settings, "")
         chosen = (
             f"Settings of {member} chosen by bsdkit tune on these clips and folds, so that scores "
@@ -165,24 +165,24 @@ def tune(
             importance={key.removeprefix(prefix): share for key, share in importance},
             faults=tuple(faults),
             folder=folder,
-            n_trained=n_trained + bench.n_trained,
-            n_reused=n_reused + bench.n_reused,
+            n_trained=n_trained + trainer.n_trained,
+            n_reused=n_reused + trainer.n_reused,
             seconds=time.perf_counter() - started,
         )
 
 
 def _digest(
-    bench: MemberTrainer, task: Task, member: str, space: Mapping[str, Space], seed: int
+    trainer: MemberTrainer, task: Task, member: str, space: Mapping[str, Space], seed: int
 ) -> str:
     """Of everything that a study's scores and proposals depend on."""
     facts: list[str] = [repr(sorted(space.items())), str(seed), str(N_STARTUP), str(HALVING)]
-    recipes = [bench.recipe]
+    recipes = [trainer.recipe]
     for key, one in space.items():
         if isinstance(one, Choices):  # e.g. of features, which the store must have
-            recipes += [changed(bench.recipe, {key: value}, "") for value in one.values]
+            recipes += [changed(trainer.recipe, {key: value}, "") for value in one.values]
     for recipe in recipes:
         for name, plan in sorted(with_teachers(recipe, member).items()):
-            bench.inputs(plan)
+            trainer.inputs(plan)
             context = [name]
             if plan.extra is not None:
                 extra = Store(plan.extra.store)
@@ -191,8 +191,8 @@ def _digest(
             facts.append(
                 member_key(
                     plan,
-                    [bench.infos[feature].checksum for feature in plan.features],
-                    bench.store.clips,
+                    [trainer.infos[feature].checksum for feature in plan.features],
+                    trainer.store.clips,
                     task.split,
                     task.device,
                     is_grouped=task.groups is not None,
@@ -203,20 +203,20 @@ def _digest(
 
 
 def _nested_predictions(
-    bench: MemberTrainer, recipe: Recipe, member: str, task: Task, studies: Sequence[StudyRecord]
+    trainer: MemberTrainer, recipe: Recipe, member: str, task: Task, studies: Sequence[StudyRecord]
 ) -> tuple[IntArray, list[str]]:
     """Each clip's class by the setting that was chosen without its fold, and what diverged."""
     predicted = np.full(len(task.labels), -1)
-    commonest = class_shares(bench.store.clips, task.split).argmax(axis=1)
+    commonest = class_shares(trainer.store.clips, task.split).argmax(axis=1)
     faults = []
     for k, study in enumerate(studies):
         test, tuned = task.split.test(k), changed(recipe, study.best.settings, "")
-        result = train_member(bench, tuned, member, task, [k])
+        result = train_member(trainer, tuned, member, task, [k])
         if result.faults:
             faults.append(f"diverged with the setting chosen for it: {result.faults[0]}")
             predicted[test] = commonest[test]
         else:
-            predicted[test] = predicted_classes(bench, result, task)[test]
+            predicted[test] = predicted_classes(trainer, result, task)[test]
     return predicted, faults
 
 

@@ -117,7 +117,7 @@ class CausalScorer(CausalModel):
     in a cache; so does each prompt while its labels are tried. Padding is masked, and positions
     are given, so a clip's scores do not depend on its batch (agreement to 1e-4 in float32). A
     model whose cache cannot be cropped, such as one with a sliding window shorter than the
-    prompts or with recurrent layers, reads each prompt anew with every label: slower, and right.
+    prompts or with recurrent layers, reads each prompt again with every label, which is slower.
 
     Args:
         model: a folder with a model and its tokenizer, or an id on the Hugging Face hub. Only
@@ -373,7 +373,7 @@ class CausalScorer(CausalModel):
         return np.asarray(scores.cpu().numpy(), np.float64)
 
     def _without_cache(self, prompt: list[int], answers: Sequence[list[int]]) -> ScoreArray:
-        """Scores [1, n_answers] of a prompt that is read anew with every answer."""
+        """Scores [1, n_answers] of a prompt that is read again with every answer."""
         import torch
 
         longest = max(map(len, answers)) - 1
