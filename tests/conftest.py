@@ -7,11 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
+from bsdkit.dataset import Clips
 from bsdkit.errors import StarterError
+from bsdkit.taxonomy import Taxonomy
 
 ROOT = Path(__file__).resolve().parents[1]
 # As the command line does, and for the same reason; torch is not imported yet.
@@ -89,3 +95,32 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"the real sounds cannot be fetched here: {next(iter(report.failures.values()))}"
         )
     return folder / "small"
+
+
+def make_clips(
+    labels: Sequence[int],
+    uploaders: Sequence[str] | None = None,
+    *,
+    sounds: Sequence[str] | None = None,
+    columns: dict[str, npt.NDArray[Any]] | None = None,
+) -> Clips:
+    """A clips table of these labels and nothing else that is not given."""
+    n = len(labels)
+    blank = np.array([""] * n, object)
+    unknown = np.full(n, np.nan, np.float32)
+    return Clips(
+        ids=np.array([f"i{i}" for i in range(n)], object),
+        labels=np.array(labels, np.int64),
+        taxonomy=Taxonomy.flat([f"c{i}" for i in range(max([*labels, 0]) + 1)]),
+        confidence=unknown,
+        uploader=np.array(uploaders, object) if uploaders is not None else blank,
+        licence=blank,
+        title=blank,
+        tags=blank,
+        description=blank,
+        duration=unknown,
+        sha256=blank,
+        sound=np.array(sounds, object) if sounds is not None else blank,
+        audio=[None] * n,
+        columns=columns or {},
+    )

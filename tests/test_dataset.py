@@ -12,6 +12,7 @@ import soundfile
 
 from bsdkit.csvfile import read_csv_rows
 from bsdkit.dataset import AUDIO_SUFFIXES, FilterReport, inspect_audio, read_dataset
+from bsdkit.dataset.groups import numbered
 from bsdkit.errors import DatasetError
 from bsdkit.taxonomy import BST, Taxonomy
 
@@ -214,7 +215,7 @@ def test_uploaders_are_groups_and_nobody_is_a_group_of_his_own(tmp_path: Path) -
         "id,uploader\n1,ann\n2,\n3,ben\n4, \n5,ann\n6,2\n7,clip:2\n",
     )
     clips, _ = read_dataset(path)
-    assert clips.groups.tolist() == [0, 1, 2, 3, 0, 4, 5]
+    assert numbered(clips.uploader).tolist() == [0, 1, 2, 3, 0, 4, 5]
 
 
 def test_positions_of_ids(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "version"},
     {"csvfile", "device", "location", "onednn", "progress", "registry"},
     {"taxonomy"},
-    {"dataset", "splits", "audio", "metrics", "stats", "text", "predictions"},
+    {"dataset", "splits", "leakage", "audio", "metrics", "stats", "text", "predictions"},
     {"heads", "backbones", "store"},
     {"combine", "priors", "extract"},
     {"recipe", "members"},

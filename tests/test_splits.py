@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
 from bsdkit.dataset import Clips, read_dataset
+from bsdkit.dataset.groups import GroupKey, group_clips
 from bsdkit.errors import SplitError
 from bsdkit.splits import OFFICIAL_SEED, Split, inner_validation, make_split, shared_groups
-from bsdkit.taxonomy import Taxonomy
-from tests.conftest import shared
+from tests.conftest import make_clips, shared
 
 Ints = npt.NDArray[np.int64]
 
@@ -25,24 +25,8 @@ Ints = npt.NDArray[np.int64]
 LAWS = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
-def make_clips(labels: list[int], uploaders: list[str] | None = None) -> Clips:
-    n = len(labels)
-    blank = np.array([""] * n, object)
-    unknown = np.full(n, np.nan, np.float32)
-    return Clips(
-        ids=np.array([f"i{i}" for i in range(n)], object),
-        labels=np.array(labels, np.int64),
-        taxonomy=Taxonomy.flat([f"c{i}" for i in range(max([*labels, 0]) + 1)]),
-        confidence=unknown,
-        uploader=np.array(uploaders, object) if uploaders else blank,
-        licence=blank,
-        title=blank,
-        tags=blank,
-        description=blank,
-        duration=unknown,
-        sha256=blank,
-        audio=[None] * n,
-    )
+def uploader_groups(clips: Clips) -> Ints:
+    return group_clips(clips, GroupKey.parse("uploader")).numbers
 
 
 @st.composite
@@ -119,7 +103,7 @@ def test_no_uploader_stands_on_two_sides(dataset: tuple[Clips, int], seed: int) 
         if name:
             folds_of.setdefault(name, set()).add(int(k))
     assert all(len(folds) == 1 for folds in folds_of.values())
-    assert shared_groups(split, clips.groups).tolist() == []
+    assert shared_groups(split, uploader_groups(clips)).tolist() == []
 
 
 @LAWS
@@ -148,7 +132,7 @@ def test_folds_depend_on_labels_groups_and_order_alone(
 @given(datasets())
 def test_shared_groups_and_unseen_by_their_definitions(dataset: tuple[Clips, int]) -> None:
     clips, n_folds = dataset
-    groups, labels = clips.groups, clips.labels
+    groups, labels = uploader_groups(clips), clips.labels
     split = make_split("stratified", clips, n_folds=n_folds)
     torn = {g for g in groups if len(set(split.fold[groups == g])) > 1}
     assert shared_groups(split, groups).tolist() == sorted(torn)
@@ -196,7 +180,7 @@ def test_digest_changes_with_order_ids_and_folds() -> None:
             "group",
             make_clips([0] * 10, ["ann", "ben"] * 5),
             3,
-            "2 uploaders cannot be spread over 3 folds",
+            "2 groups by uploader cannot be spread over 3 folds",
         ),
         ("file", make_clips([0] * 10), 5, "needs the path of a CSV"),
     ],
@@ -332,14 +316,14 @@ def test_the_least_that_can_be_put_aside() -> None:
 @given(datasets(), st.integers(0, 9))
 def test_inner_validation_tears_no_group(dataset: tuple[Clips, int], seed: int) -> None:
     clips, _ = dataset
-    rows, groups = np.arange(len(clips)), clips.groups
+    rows, groups = np.arange(len(clips)), uploader_groups(clips)
     # groups with the only clip of a class are fitted whatever comes
     singles = np.flatnonzero(np.bincount(clips.labels) == 1)
     bound = set(groups[np.isin(clips.labels, singles)])
     free = np.array([i for i in rows if groups[i] not in bound], np.int64)
     n_groups = len(set(groups[free]))
     if n_groups < 5 or np.bincount(clips.labels[free]).max() < 5:
-        with pytest.raises(SplitError, match=f"{n_groups} uploaders with at most"):
+        with pytest.raises(SplitError, match=f"{n_groups} groups with at most"):
             inner_validation(rows, clips.labels, groups, seed=seed)
         return
     fit, validation = inner_validation(rows, clips.labels, groups, seed=seed)
@@ -361,7 +345,7 @@ def test_inner_validation_of_groups_puts_a_fifth_aside() -> None:
 
 
 def test_inner_validation_of_groups_with_rare_classes_alone() -> None:
-    with pytest.raises(SplitError, match="12 uploaders with at most 4 clips of a class"):
+    with pytest.raises(SplitError, match="12 groups with at most 4 clips of a class"):
         inner_validation(np.arange(12), np.repeat([0, 1, 2], 4), np.arange(12))
 
 

@@ -37,6 +37,7 @@ from bsdkit.combine.rerank import Reranker
 from bsdkit.errors import DatasetError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters
 from bsdkit.heads.training.options import TrainingOptions
+from bsdkit.leakage import said_of
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import needed_features, predict_run, with_inputs
 from bsdkit.store.kinds import kind_of
@@ -237,7 +238,6 @@ def describe_system(run: Run, label: str, about: About) -> System:
         members.append(Member(name, member.head, tuple(member.features), count, weight))
     extra = {m.extra.store for m in recipe.members.values() if m.extra is not None}
     ensemble = protocol["ensemble"]
-    uploaders = protocol["n_shared_uploaders"]
     return System(
         label=label,
         name=recipe.description or recipe.name,
@@ -249,12 +249,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
         scores=ensemble["nested"],
         protocol=(
             f"{protocol['n_folds']} {run.split} folds, out of fold; what is learned after the "
-            "members is learned on the other folds; "
-            + (
-                "no uploader on two sides"
-                if not uploaders
-                else f"{uploaders} uploaders cross folds"
-            )
+            "members is learned on the other folds; " + "; ".join(said_of(protocol))
         ),
         ensemble=_steps(run),
         rerank_parameters=sum(

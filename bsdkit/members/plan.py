@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.dataset import Clips
 from bsdkit.heads.registry import get_head_class
 from bsdkit.recipe.teaching import IMPORTED, Distillation, ExtraPlan
 from bsdkit.splits import Split
@@ -126,13 +127,13 @@ class ExtraClips:
     Attributes:
         inputs: their features.
         labels: class positions [n], -1 where unknown.
-        uploader: [n], empty where unknown.
+        table: their metadata, of which clips of a group that a fold tests are known.
         is_copy: [n] whether a development clip has the same id or sound; those are not used.
     """
 
     inputs: Inputs
     labels: IntArray
-    uploader: npt.NDArray[np.object_]
+    table: Clips
     is_copy: npt.NDArray[np.bool_]
 
 
@@ -144,9 +145,6 @@ class Task:
         labels: class positions [n_clips].
         taxonomy: the classes.
         split: the folds.
-        groups: group numbers [n_clips] that inner validation keeps apart too, or None.
-        uploader: [n_clips] names of those groups, which extra clips must not share with a
-            fold's test clips; None with `groups`.
         confidence: annotation confidence [n_clips], NaN where unknown; None where there is none.
         device: where torch heads train.
         n_jobs: processes that may train side by side.
@@ -155,8 +153,11 @@ class Task:
     labels: IntArray
     taxonomy: Taxonomy
     split: Split
-    groups: IntArray | None = None
-    uploader: npt.NDArray[np.object_] | None = None
     confidence: npt.NDArray[np.float32] | None = None
     device: str = "cpu"
     n_jobs: int = 1
+
+    @property
+    def groups(self) -> IntArray | None:
+        """Group numbers [n_clips] that inner validation keeps apart too, or None."""
+        return None if self.split.grouping is None else self.split.grouping.numbers

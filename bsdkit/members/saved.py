@@ -48,7 +48,6 @@ def member_key(
     split: Split,
     device: str,
     *,
-    is_grouped: bool,
     context: Sequence[str] = (),
     folds: Sequence[int] | None = None,
 ) -> str:
@@ -57,10 +56,9 @@ def member_key(
     Args:
         plan: the member; its name does not count.
         feature_checksums: checksums of its feature files.
-        clips: the clips table, for ids, labels, taxonomy and uploaders.
-        split: the folds.
+        clips: the clips table, for ids, labels, and taxonomy.
+        split: the folds, and the groups that inner validation keeps apart too.
         device: where it is trained.
-        is_grouped: whether inner validation keeps groups apart.
         context: keys of its teachers and a digest of its extra clips.
         folds: the folds it is trained for; None for all.
     """
@@ -84,7 +82,7 @@ def member_key(
         "split": split.digest(clips),
         "labels": clips.labels.tolist(),
         "taxonomy": [[c.label, c.family] for c in clips.taxonomy.classes],
-        "groups": clips.groups.tolist() if is_grouped else None,
+        "groups": None if split.grouping is None else split.grouping.numbers.tolist(),
         "device": device.partition(":")[0],
         "code": [TRAINING_VERSION, get_head_class(plan.head).version],
         "versions": versions,

@@ -122,10 +122,11 @@ def extra_targets(
     n, n_folds, n_classes = len(clips.labels), task.split.n_folds, len(task.taxonomy)
     rng = np.random.default_rng([seed, 0x6E6F6973])
     usable = np.tile(clips.inputs.is_present & ~clips.is_copy, (n_folds, 1))
-    if task.uploader is not None:
+    for group_key, values in task.split.group_values:
+        theirs = group_key.values(clips.table).astype(str)
         for k, rows in enumerate(held_out):
-            tested = np.unique(task.uploader[rows].astype(str))
-            usable[k] &= ~np.isin(clips.uploader.astype(str), tested[tested != ""])
+            tested = np.unique(values[rows].astype(str))
+            usable[k] &= ~np.isin(theirs, tested[tested != ""])
     soft = np.zeros((n_folds, n, n_classes), np.float32)
     share = np.zeros((n_folds, n), np.float32)
     sureness = np.ones((n_folds, n))

@@ -31,7 +31,7 @@ from bsdkit.members.plan import ExtraClips, Inputs, MemberPlan, Task
 from bsdkit.members.saved import load_member, load_pairs, member_key, save_member, save_pairs
 from bsdkit.members.teachers import TeacherTargets, training_waves
 from bsdkit.recipe.schema import Recipe
-from bsdkit.splits import Split, make_split, shared_groups
+from bsdkit.splits import Split, make_split
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Features, Store
@@ -136,18 +136,10 @@ class MemberTrainer:
         split = make_split(
             protocol, clips, n_folds=recipe.folds, seed=recipe.split_seed, path=recipe.split_file
         )
-        # folds from a file that keep uploaders apart are to be kept so in everything
-        is_grouped = protocol == "group" or (
-            protocol == "file"
-            and bool((clips.uploader.astype(str) != "").any())
-            and not len(shared_groups(split, clips.groups))
-        )
         return Task(
             labels=clips.labels,
             taxonomy=clips.taxonomy,
             split=split,
-            groups=clips.groups if is_grouped else None,
-            uploader=clips.uploader if is_grouped else None,
             confidence=clips.confidence,
             device=self._device,
             n_jobs=self.n_jobs,
@@ -380,7 +372,6 @@ class MemberTrainer:
             self.store.clips,
             task.split,
             task.device,
-            is_grouped=task.groups is not None,
             context=context,
             folds=folds,
         )
@@ -399,10 +390,12 @@ class MemberTrainer:
         position = {label: i for i, label in enumerate(own.taxonomy.labels)}
         by_label = [position.get(label, -1) for label in other.taxonomy.labels]
         labels = np.where(other.labels >= 0, np.array(by_label)[other.labels], -1)
-        sounds = set(own.sha256.astype(str)) - {""}
+        sounds = set(own.sound.astype(str)) | set(own.sha256.astype(str))
         is_copy = np.isin(other.ids.astype(str), own.ids.astype(str))
-        is_copy |= np.isin(other.sha256.astype(str), np.array(sorted(sounds), str))
-        clips = ExtraClips(member_inputs(plan, features), labels, other.uploader, is_copy)
+        theirs = np.array(sorted(sounds - {""}), str)
+        is_copy |= np.isin(other.sha256.astype(str), theirs)
+        is_copy |= np.isin(other.sound.astype(str), theirs)
+        clips = ExtraClips(member_inputs(plan, features), labels, other, is_copy)
         if not clips.inputs.is_present.any():
             raise RecipeError(f"extra store {place} has no clip with {', '.join(plan.features)}")
         facts = [features.infos[f].checksum for f in plan.features]
@@ -410,6 +403,8 @@ class MemberTrainer:
         facts.append(str(is_copy.tolist()))
         # extra clips are left out by the names of uploaders, of which a key knows the groups
         facts.append(str(own.uploader.tolist()))
+        # so are those of other columns; a table without any keeps its key of earlier versions
+        facts += [str((k, v.tolist())) for t in (own, other) for k, v in t.columns.items()]
         digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
         self._extras[known] = (clips, digest)
         return self._extras[known]

@@ -29,7 +29,7 @@ from bsdkit.heads.registry import get_head_class, head_parameters, make_head
 from bsdkit.recipe.map import NameMap, apply_map
 from bsdkit.recipe.reading import read_including
 from bsdkit.recipe.teaching import IMPORTED, Distillation, ExtraPlan, as_number, one_or_many
-from bsdkit.splits import OFFICIAL_SEED, PROTOCOLS
+from bsdkit.splits import OFFICIAL_SEED, check_protocol
 
 __all__ = [
     "MemberRecipe",
@@ -198,9 +198,9 @@ class Recipe(BaseModel):
         name: the run's folder below ``runs/``.
         description: for people.
         store: folder of the store.
-        split: one protocol or several; the first one is the headline. ``file`` needs
-            `split_file`.
-        folds: how many, for ``stratified`` and ``group``.
+        split: one protocol or several, see `bsdkit.splits.make_split`; the first one is the
+            headline. ``file`` needs `split_file`.
+        folds: how many, for all but ``official`` and ``file``.
         split_seed: of the folds.
         split_file: a CSV of ids and folds.
         seeds: models a fold.
@@ -248,8 +248,7 @@ class Recipe(BaseModel):
     @classmethod
     def _known_splits(cls, value: list[str]) -> list[str]:
         for protocol in value:
-            if protocol not in PROTOCOLS:
-                raise ValueError(f"unknown split {protocol!r}: {nearest(protocol, PROTOCOLS)}")
+            check_protocol(protocol)
         if len(set(value)) != len(value):
             raise ValueError("a split stands twice")
         return value

@@ -11,6 +11,7 @@ from rich.text import Text
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.diagnosis import diagnose
 from bsdkit.dataset import Clips, FilterReport
+from bsdkit.leakage import said_of
 from bsdkit.metrics import METRICS, Interval, Scores
 from bsdkit.priors.audit import PriorAudit
 from bsdkit.report.table import Column, Table, columns
@@ -98,16 +99,13 @@ def fit_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """For each split, the members, the ensemble and its optimism, then what each step adds."""
     tables: list[Table] = []
     for protocol, result in metrics["protocols"].items():
-        uploaders = result["n_shared_uploaders"]
-        disjoint = (
-            "no uploader on two sides" if not uploaders else f"{uploaders} uploaders on two sides"
-        )
+        claims = "; ".join(said_of(result))
         headline = ", headline" if protocol == metrics["headline"] else ""
         heading = ("out of fold", "hF", "hF_strict", "95 % interval", "hA", "accuracy", "folds",
                    "seeds")  # fmt: skip
         table = Table(
             columns(*heading, left=["out of fold"]),
-            f"{protocol} folds ({result['n_tested']} clips, {disjoint}{headline})",
+            f"{protocol} folds ({result['n_tested']} clips, {claims}{headline})",
         )
         for name, scores in result["members"].items():
             _add_scores(table, name, scores)

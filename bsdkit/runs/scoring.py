@@ -20,11 +20,12 @@ from bsdkit.combine.objective import Objective
 from bsdkit.combine.reliability import reliability
 from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError, nearest
+from bsdkit.leakage import audit_split
 from bsdkit.members.member import MemberResult
 from bsdkit.metrics import bootstrap, compare, evaluate, spread
 from bsdkit.recipe.schema import Recipe
 from bsdkit.runs.results import ProtocolResult, ids_digest
-from bsdkit.splits import Split, shared_groups
+from bsdkit.splits import Split
 from bsdkit.store.clips import read_clips
 from bsdkit.taxonomy import Taxonomy
 
@@ -322,7 +323,7 @@ def score_protocol(
         "split": split.name,
         "n_folds": split.n_folds,
         "n_tested": len(rows),
-        "n_shared_uploaders": len(shared_groups(split, clips.groups)),
+        "leakage": audit_split(split, clips).to_dict(),
         "unseen": [[k, taxonomy.labels[c]] for k, c in split.unseen(labels)],
         "n_without_prediction": int(combined.is_empty[rows].sum()),
         "target": None if target.target is None else list(target.target),

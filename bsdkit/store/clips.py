@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bsdkit.dataset import Clips
 from bsdkit.errors import CorruptStore
@@ -38,11 +40,19 @@ def write_clips(path: Path, clips: Clips) -> None:
         file.attrs["classes"] = json.dumps([vars(c) for c in clips.taxonomy.classes])
         write_strings(file, "id", clips.ids.tolist())
         write_strings(file, "sha256", clips.sha256.tolist())
+        write_strings(file, "sound", clips.sound.tolist())
         for name in _SHORT + _LONG:
             write_texts(file, name, getattr(clips, name).tolist())
         file.create_dataset("label", data=clips.labels)
         file.create_dataset("confidence", data=clips.confidence)
         file.create_dataset("duration", data=clips.duration)
+        for i, (name, values) in enumerate(clips.columns.items()):
+            kept = file.create_group(f"columns/{i}")  # a name of the user's may hold a slash
+            kept.attrs["name"] = name
+            if values.dtype == object:
+                write_texts(kept, "values", values.tolist())
+            else:
+                kept.create_dataset("values", data=values)
 
 
 def read_clips(path: Path) -> Clips:
@@ -64,17 +74,33 @@ def read_clips(path: Path) -> Clips:
             confidence=file["confidence"][()],
             duration=file["duration"][()],
             sha256=read_strings(file, "sha256"),
+            # a table that was written before sounds were compared knows equal files alone
+            sound=read_strings(file, "sound" if "sound" in file else "sha256"),
+            columns=_read_columns(file["columns"]) if "columns" in file else {},
             audio=[None] * len(ids),
             **{name: read_texts(file, name) for name in _SHORT + _LONG},
         )
+
+
+def _read_columns(groups: Any) -> dict[str, npt.NDArray[Any]]:
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for i in range(len(groups)):
+        kept = groups[str(i)]
+        is_text = "utf8" in kept["values"] if hasattr(kept["values"], "keys") else False
+        values = read_texts(kept, "values") if is_text else kept["values"][()]
+        columns[str(kept.attrs["name"])] = values
+    return columns
 
 
 def same_table(a: Clips, b: Clips) -> bool:
     """Whether two tables hold the same rows in the same order, paths apart."""
     if len(a) != len(b) or a.taxonomy != b.taxonomy:
         return False
-    columns = ("ids", "labels", "sha256", *_SHORT, *_LONG)
-    return all(np.array_equal(getattr(a, c), getattr(b, c)) for c in columns) and all(
-        np.array_equal(getattr(a, c), getattr(b, c), equal_nan=True)
-        for c in ("confidence", "duration")
-    )
+    names = ("ids", "labels", "sha256", "sound", "confidence", "duration", *_SHORT, *_LONG)
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
+    pairs += [(values, b.columns.get(name)) for name, values in a.columns.items()]
+    return list(a.columns) == list(b.columns) and all(_is_equal(*pair) for pair in pairs)
+
+
+def _is_equal(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    return a.dtype.kind == b.dtype.kind and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")

@@ -24,6 +24,7 @@ def made_up_clips(n_clips: int, rng: np.random.Generator) -> Clips:
         return np.array([f"{i} " + "word " * words for i in range(n_clips)], object)
 
     ids = np.array([str(100_000 + i) for i in range(n_clips)], object)
+    digests = np.array([hashlib.sha256(clip.encode()).hexdigest() for clip in ids], object)
     return Clips(
         ids=ids,
         labels=made_up_labels(n_clips, rng),
@@ -35,7 +36,8 @@ def made_up_clips(n_clips: int, rng: np.random.Generator) -> Clips:
         tags=texts(8),
         description=texts(30),
         duration=np.full(n_clips, 10, np.float32),
-        sha256=np.array([hashlib.sha256(clip.encode()).hexdigest() for clip in ids], object),
+        sha256=digests,
+        sound=digests,
         audio=[None] * n_clips,
     )
 

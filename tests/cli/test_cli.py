@@ -111,7 +111,8 @@ def test_the_starters_scores_are_what_they_should_be(starter_run: Path) -> None:
     metrics = json.loads((starter_run / "metrics.json").read_text())
     assert metrics["headline"] == "group"
     group, stratified = (metrics["protocols"][name] for name in ("group", "stratified"))
-    assert group["n_shared_uploaders"] == 0 and stratified["n_shared_uploaders"] > 100
+    assert group["leakage"]["claims"] == ["no uploader on two sides"]
+    assert stratified["leakage"]["groups"][0]["n_shared"] > 100
 
     def score(of: dict) -> float:  # type: ignore[type-arg]
         return float(of["hF_strict"]["value"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bsdkit.dataset import Clips, read_dataset
+from bsdkit.dataset.groups import GroupKey, group_clips
 from bsdkit.errors import CorruptStore, HeadError
 from bsdkit.members import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.members.member import MemberModel, _abnormal
@@ -118,11 +119,11 @@ def test_key_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
     clips = read_dataset(table, "flat")[0]
     folds = Split("s", np.arange(20) % 5, 5, 0)
 
-    def key(
-        p: MemberPlan, checksum: str = "c", clips: Clips = clips, split: Split = folds,
-        is_grouped: bool = False,
-    ) -> str:  # fmt: skip
-        return member_key(p, [checksum], clips, split, "cpu", is_grouped=is_grouped)
+    def key(p: MemberPlan, checksum: str = "c", clips: Clips = clips, split: Split = folds) -> str:
+        return member_key(p, [checksum], clips, split, "cpu")
+
+    def grouped(clips: Clips = clips) -> Split:
+        return replace(folds, grouping=group_clips(clips, GroupKey.parse("uploader")))
 
     base = plan("mlp", hidden=16)
     assert key(base) == key(MemberPlan("renamed", "mlp", {"hidden": 16}, ("x",), (0, 1), 0.0))
@@ -134,7 +135,7 @@ def test_key_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
         key(base, checksum="d"),
         key(base, split=Split("s", np.arange(20) % 4, 4, 0)),
         key(base, clips=replace(clips, labels=(clips.labels + 1) % 3)),
-        key(base, is_grouped=True),
+        key(base, split=grouped()),
     ]
     assert len({key(base), *others}) == 9
     renamed = Split("another name", folds.fold, 5, 3)
@@ -142,7 +143,7 @@ def test_key_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
     assert key(base, clips=replace(clips, title=clips.title + "x")) == key(base)
     other_uploaders = replace(clips, uploader=np.sort(clips.uploader))
     assert key(base, clips=other_uploaders) == key(base)
-    assert key(base, clips=other_uploaders, is_grouped=True) != key(base, is_grouped=True)
+    assert key(base, split=grouped(other_uploaders)) != key(base, split=grouped())
     # a head without randomness trains one seed, and validation means nothing to it
     linear = MemberPlan("m", "linear", {}, ("x",), (0, 1), 0.2)
     assert key(linear) == key(MemberPlan("m", "linear", {}, ("x",), (0, 9), 0.0))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bsdkit.dataset import read_dataset
+from bsdkit.dataset.groups import GroupKey, group_clips
 from bsdkit.errors import HeadError
 from bsdkit.members import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.members.member import opinions_of, pair_probabilities
@@ -25,7 +26,7 @@ from bsdkit.recipe.teaching import Distillation, ExtraPlan
 from bsdkit.splits import Split
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_clips
 
 TREE = Taxonomy.flat(["a", "b", "c"])
 FEATURES = ("x",)
@@ -41,12 +42,15 @@ def sounds(n: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarr
 
 def problem(n: int = 90) -> tuple[Inputs, Task]:
     X, labels = sounds(n, 0)
-    uploader = np.array([f"u{i // 6}" for i in range(n)], object)
+    uploader = [f"u{i // 6}" for i in range(n)]
     fold = (np.arange(n) // 6) % 5
+    grouping = group_clips(make_clips(labels, uploader), GroupKey.parse("uploader"))
     task = Task(
-        labels, TREE, Split("test", fold, 5, 0), groups=np.arange(n) // 6, uploader=uploader,
+        labels,
+        TREE,
+        Split("test", fold, 5, 0, grouping),
         confidence=(np.arange(n) % 5 + 1).astype(np.float32),
-    )  # fmt: skip
+    )
     return Inputs(X, (8,), np.ones(n, bool)), task
 
 
@@ -54,10 +58,10 @@ def extra_clips(n: int = 60, wrong: float = 0.0) -> ExtraClips:
     X, labels = sounds(n, 1)
     given = labels.copy()
     given[: int(wrong * n)] = (labels[: int(wrong * n)] + 1) % 3
-    uploader = np.array([f"u{i % 20}" for i in range(n)], object)
+    table = make_clips(given, [f"u{i % 20}" for i in range(n)])
     is_copy = np.zeros(n, bool)
     is_copy[:2] = True
-    return ExtraClips(Inputs(X, (8,), np.ones(n, bool)), given, uploader, is_copy)
+    return ExtraClips(Inputs(X, (8,), np.ones(n, bool)), given, table, is_copy)
 
 
 def plan(name: str = "m", **changes: object) -> MemberPlan:
@@ -114,9 +118,10 @@ def test_targets_of_extra_clips() -> None:
     used = given.weight > 0
     assert set(np.unique(given.weight)) == {0.0, np.float32(0.3)} and not used[:, :2].any()
     for k in range(5):
-        tested = set(task.uploader[held_out[k]])
-        assert not any(extra.uploader[i] in tested for i in np.flatnonzero(used[k]))
-        assert any(extra.uploader[i] in tested for i in np.flatnonzero(~used[k]))
+        ((_, uploader),) = task.split.group_values
+        theirs, tested = extra.table.uploader, set(uploader[held_out[k]])
+        assert not any(theirs[i] in tested for i in np.flatnonzero(used[k]))
+        assert any(theirs[i] in tested for i in np.flatnonzero(~used[k]))
     agreed = targets(ExtraPlan("s", labels="agreement", teachers=("a", "b", "c"), at_least=3))
     votes = said.argmax(-1)
     unanimous = (votes == votes[0]).all(axis=0)
@@ -183,7 +188,7 @@ def test_extra_clips_help_when_right_and_hurt_when_wrong(stage: str) -> None:
     scores = {}
     for wrong in (0.0, 1.0):
         extra = extra_clips(240, wrong)
-        extra = replace(extra, uploader=np.array(["elsewhere"] * 240, object))
+        extra = replace(extra, table=make_clips(extra.labels, ["elsewhere"] * 240))
         student = plan(extra=ExtraPlan("s", stage=stage), seeds=(0,))
         result = train_members(
             [student], {FEATURES: inputs}, task, extras={("s", FEATURES): extra}
@@ -288,7 +293,7 @@ def test_folds_from_a_file_that_keep_uploaders_apart_are_kept_so(tmp_path: Path)
             "test",
         )  # fmt: skip
         task = MemberTrainer(recipe, tmp_path / "runs").task("file")
-        assert (task.uploader is not None) == (name == "apart")
+        assert (task.groups is not None) == (name == "apart")
 
 
 def test_a_member_with_extra_clips_cannot_be_an_input(tmp_path: Path) -> None:

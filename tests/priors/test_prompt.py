@@ -234,6 +234,7 @@ def make_clips(n: int, other: str, label: int, number: float) -> Clips:
         description=column("words "),
         duration=np.arange(n, dtype=np.float32),
         sha256=column(other),
+        sound=column(other),
         audio=[Path(f"/{other}/{other}{i}.wav") for i in range(n)],
     )
 

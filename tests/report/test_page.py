@@ -18,6 +18,7 @@ import pytest
 
 from bsdkit.api import fit
 from bsdkit.errors import RecipeError, StoreError
+from bsdkit.leakage import near_duplicates
 from bsdkit.metrics import compare
 from bsdkit.recipe.schema import Recipe
 from bsdkit.report.page import (
@@ -27,14 +28,13 @@ from bsdkit.report.page import (
     Projection,
     ambiguity,
     lost_credit,
-    near_duplicates,
-    principal_axes,
     write_page,
 )
 from bsdkit.report.page.charts import SHAPES, family_colours
 from bsdkit.report.page.collect import comparison_of, make_comparison, make_report, report_of
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.runs.predict import export_run
+from bsdkit.stats import principal_axes
 from bsdkit.store.clips import write_clips
 from bsdkit.store.imports import import_probabilities
 from bsdkit.store.store import Store
@@ -226,8 +226,7 @@ def test_the_screen_finds_every_near_duplicate() -> None:
     folds, labels = rng.integers(0, 4, 2500), rng.integers(0, 3, 2500)
     unit = X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-9)
     near = np.triu((unit @ unit.T > 0.999) & (folds[:, None] != folds[None, :]), 1)
-    axes, _ = principal_axes(X, 8, n_iterations=3)
-    found = near_duplicates(X, folds, labels, axes, n_examples=1000)
+    found = near_duplicates(X, folds, labels, n_examples=1000)
     pairs = {(a, b) for a, b, _ in found.examples}
     assert pairs == {(int(a), int(b)) for a, b in zip(*np.nonzero(near), strict=True)}
     assert 5 < found.n_pairs == len(pairs) < 40 and found.n_clips == 2 * found.n_pairs

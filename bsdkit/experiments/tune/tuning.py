@@ -195,7 +195,6 @@ def _digest(
                     trainer.store.clips,
                     task.split,
                     task.device,
-                    is_grouped=task.groups is not None,
                     context=context,
                 )
             )

@@ -1,12 +1,6 @@
 """The pages of a run and of two runs: one HTML file each that needs nothing else."""
 
-from bsdkit.report.page.analysis import (
-    NearDuplicates,
-    ambiguity,
-    lost_credit,
-    near_duplicates,
-    principal_axes,
-)
+from bsdkit.report.page.analysis import ambiguity, lost_credit
 from bsdkit.report.page.compare import write_comparison
 from bsdkit.report.page.data import (
     ClipColumns,
@@ -25,15 +19,12 @@ __all__ = [
     "ComparisonData",
     "Curves",
     "FeatureCoverage",
-    "NearDuplicates",
     "PageData",
     "Predictions",
     "Projection",
     "UploaderAudit",
     "ambiguity",
     "lost_credit",
-    "near_duplicates",
-    "principal_axes",
     "write_comparison",
     "write_page",
 ]

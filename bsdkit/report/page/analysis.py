@@ -1,4 +1,4 @@
-"""Error analysis on plain arrays: ambiguity, lost credit, near-duplicates, a map."""
+"""Error analysis on plain arrays: ambiguity, lost credit."""
 
 from __future__ import annotations
 
@@ -12,26 +12,15 @@ from bsdkit.stats import Z_95
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
-    "NEAR_COSINE",
     "Ambiguity",
     "ConfusedPair",
     "LostCredit",
-    "NearDuplicates",
     "ambiguity",
     "lost_credit",
-    "near_duplicates",
-    "principal_axes",
 ]
 
 FloatArray = npt.NDArray[np.float64]
-Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
-
-NEAR_COSINE = 0.999
-"""Two embeddings above this cosine are taken for copies of one sound."""
-
-_BLOCK = 1024
-_SPARE_AXES = 10
 
 
 @dataclass(frozen=True)
@@ -194,104 +183,3 @@ def lost_credit(
     return LostCredit(
         n_across, n_within, float(n_across), n_within * (1 - FAMILY_CREDIT_PRF), tuple(pairs)
     )
-
-
-def principal_axes(
-    X: Float32Array, n_axes: int, *, n_iterations: int = 12
-) -> tuple[FloatArray, FloatArray]:
-    """Principal axes [dim, k] by falling variance, and the share of variance [k] of each.
-
-    By subspace iteration from a fixed start (Halko, Martinsson and Tropp, SIAM Review 2011,
-    algorithm 4.4): the axes are orthonormal to the last bit whether or not the smaller ones have
-    converged. The sign of an axis is chosen so that its largest entry is positive: the same data
-    give the same map. k is at most n_axes, dim and n.
-
-    Args:
-        X: embeddings [n, dim].
-        n_axes: how many axes.
-        n_iterations: how far the axes converge.
-    """
-    centred = X - X.mean(axis=0)
-    n, dim = centred.shape
-    axes = np.random.default_rng(0).standard_normal((dim, min(n_axes + _SPARE_AXES, dim, n)))
-    for _ in range(n_iterations):
-        image = centred @ axes.astype(np.float32)
-        axes, _ = np.linalg.qr((centred.T @ image).astype(np.float64))
-    image = (centred @ axes.astype(np.float32)).astype(np.float64)
-    values, turn = np.linalg.eigh(image.T @ image)
-    order = np.argsort(-values, kind="stable")[:n_axes]
-    axes = axes @ turn[:, order]
-    largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
-    total = max(float(np.square(centred, dtype=np.float64).sum()), 1e-300)
-    return axes * np.where(largest < 0, -1.0, 1.0), np.maximum(values[order], 0) / total
-
-
-@dataclass(frozen=True)
-class NearDuplicates:
-    """Pairs of clips that different folds test and whose embeddings are nearly the same.
-
-    Attributes:
-        n_pairs: how many pairs.
-        n_clips: how many clips stand in one.
-        n_same_label: pairs of one class.
-        examples: (row, row, cosine) of some pairs, nearest first.
-    """
-
-    n_pairs: int
-    n_clips: int
-    n_same_label: int
-    examples: tuple[tuple[int, int, float], ...]
-
-
-def near_duplicates(
-    X: Float32Array,
-    folds: IntArray,
-    labels: IntArray,
-    axes: FloatArray,
-    *,
-    cosine: float = NEAR_COSINE,
-    n_examples: int = 30,
-) -> NearDuplicates:
-    """Pairs of rows in different folds with a cosine above a limit.
-
-    Two unit vectors at cosine c are sqrt(2 - 2 c) apart, and no projection on orthonormal axes
-    sets them further apart. So blocks are screened in a few dimensions, which loses no pair, and
-    only what is left is compared in all of them. Rows of zeros are near nothing.
-
-    Args:
-        X: embeddings [n, dim].
-        folds: the fold [n] of each row.
-        labels: class positions [n].
-        axes: orthonormal axes [dim, k]; those of `principal_axes` screen best.
-        cosine: the limit.
-        n_examples: the most pairs to name.
-    """
-    length = np.linalg.norm(X, axis=1, keepdims=True)
-    unit = np.divide(X, length, out=np.zeros_like(X), where=length > 0)
-    sieve = (unit @ axes).astype(np.float32)
-    half, ones = np.square(sieve).sum(axis=1, keepdims=True) / 2, np.ones((len(X), 1), np.float32)
-    left, right = np.hstack([sieve, -half, ones]), np.hstack([sieve, ones, -half])
-    limit = cosine - 1 - 1e-4  # minus half the squared distance, with room for rounding
-    n_pairs = n_same = 0
-    in_pair = np.zeros(len(X), bool)
-    best: list[tuple[float, int, int]] = []
-    for start in range(0, len(X), _BLOCK):
-        near = left[start : start + _BLOCK] @ right[start:].T > limit
-        np.fill_diagonal(near, False)
-        these, those = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
-        if not len(these):
-            continue
-        exact = unit[start + these] @ unit[start + those].T
-        is_pair = (exact > cosine) & (these[:, None] < those[None, :])
-        is_pair &= folds[start + these, None] != folds[None, start + those]
-        i, j = np.nonzero(is_pair)
-        first, second = start + these[i], start + those[j]
-        n_pairs += len(i)
-        n_same += int((labels[first] == labels[second]).sum())
-        in_pair[first] = in_pair[second] = True
-        found = exact[i, j]
-        nearest = np.argsort(-found, kind="stable")[:n_examples]
-        best += [(float(found[k]), int(first[k]), int(second[k])) for k in nearest]
-        best = sorted(best, key=lambda pair: (-pair[0], pair[1:]))[:n_examples]
-    examples = tuple((a, b, min(value, 1.0)) for value, a, b in best)
-    return NearDuplicates(n_pairs, int(in_pair.sum()), n_same, examples)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from bsdkit.combine.reliability import reliability
 from bsdkit.dataset import read_dataset
+from bsdkit.dataset.groups import numbered
 from bsdkit.errors import (
     BsdkitError,
     CorruptStore,
@@ -25,6 +26,7 @@ from bsdkit.errors import (
     TaxonomyError,
     nearest,
 )
+from bsdkit.leakage import NearDuplicates, near_duplicates
 from bsdkit.location import as_location, is_remote
 from bsdkit.metrics import compare, confusion_matrix
 from bsdkit.report.page import (
@@ -32,20 +34,18 @@ from bsdkit.report.page import (
     ComparisonData,
     Curves,
     FeatureCoverage,
-    NearDuplicates,
     PageData,
     Predictions,
     Projection,
     UploaderAudit,
     ambiguity,
     lost_credit,
-    near_duplicates,
-    principal_axes,
     write_comparison,
     write_page,
 )
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.splits import Split, shared_groups
+from bsdkit.stats import principal_axes
 from bsdkit.store.feature import OK, read_feature
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
@@ -56,7 +56,6 @@ FloatArray = npt.NDArray[np.float64]
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 
-_SIEVE_AXES = 24
 _COMPARED = ("hF_strict", "hF", "hA", "accuracy", "top_accuracy")
 
 
@@ -318,8 +317,7 @@ def _duplicates(run: Run, store: Store, split: Split) -> tuple[NearDuplicates | 
     X = np.where(is_there[rows, None], array[rows], np.float32(0))
     if not is_there[rows].any():
         return None, ""
-    axes, _ = principal_axes(X[is_there[rows]], _SIEVE_AXES, n_iterations=3)
-    return near_duplicates(X, split.fold[rows], run.clips.labels[rows], axes), names[0]
+    return near_duplicates(X, split.fold[rows], run.clips.labels[rows]), names[0]
 
 
 def _maps(
@@ -366,7 +364,7 @@ def _maps(
 
 def _uploaders(run: Run, name: str) -> UploaderAudit:
     _, split, _ = _out_of_fold(run, name)
-    groups = run.clips.groups
+    groups = numbered(run.clips.uploader)
     is_shared = np.isin(groups[split.tested], shared_groups(split, groups))
     counts = Counter(str(u) for u in run.clips.uploader[split.tested][is_shared])
     return UploaderAudit(

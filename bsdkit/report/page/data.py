@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.combine.reliability import Reliability
+from bsdkit.leakage import NearDuplicates
 from bsdkit.metrics import Comparison
-from bsdkit.report.page.analysis import Ambiguity, LostCredit, NearDuplicates
+from bsdkit.report.page.analysis import Ambiguity, LostCredit
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [

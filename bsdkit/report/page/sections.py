@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bsdkit.leakage import NEAR_COSINE, said_of
 from bsdkit.metrics import FAMILY_CREDIT_PRF
-from bsdkit.report.page.analysis import NEAR_COSINE, Ambiguity, LostCredit
+from bsdkit.report.page.analysis import Ambiguity, LostCredit
 from bsdkit.report.page.charts import (
     ambiguity_chart,
     curves_charts,
@@ -117,7 +118,6 @@ def _summary(data: PageData) -> str:
         f'<dl class="tiles">{boxes}</dl></div>'
     )
     rows = []
-    is_known = any(audit.n_uploaders for audit in data.uploaders)
     for name, one in metrics["protocols"].items():
         own = one["ensemble"]["nested"]
         folds = own["folds"]["hF_strict"]
@@ -133,12 +133,12 @@ def _summary(data: PageData) -> str:
             + cell(percent(own["hA"]["value"]))
             + cell(percent(own["accuracy"]["value"]))
             + cell(f"{percent(folds['mean'], 1)} ± {percent(folds['standard_deviation'], 1)}")
-            + cell(str(one["n_shared_uploaders"] or "none") if is_known else "not known")
+            + cell("; ".join(said_of(one)), style="left wrap")
             + "</tr>"
         )
     splits = table(
         ("folds", "clips", "hF_strict", "95 % interval", "hF", "optimism", "hA", "accuracy",
-         "over folds (sd)", "uploaders on two sides"),
+         "over folds (sd)", "what crosses the folds"),
         rows,
         caption="Every split, nested",
     )  # fmt: skip

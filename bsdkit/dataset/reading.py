@@ -1,4 +1,4 @@
-"""The clips table of a dataset: ids, labels and metadata in row order.
+"""Datasets on disk as clips tables.
 
 Three layouts are read: the folders of BSD10k and BSD35k-CS (``audio/<id>.wav`` beside
 ``metadata/*_metadata.csv``), a folder of class folders, and a plain CSV. The row order is
@@ -7,31 +7,20 @@ that of the metadata after the filter, and every array of the project follows it
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.audio import audio_seconds
 from bsdkit.csvfile import read_csv_rows, whole_number
+from bsdkit.dataset.clips import Clips, Strings, strings
 from bsdkit.errors import DatasetError, UnknownClass
-from bsdkit.location import as_location, is_remote
+from bsdkit.location import as_location
 from bsdkit.taxonomy import Taxonomy, load_taxonomy
 
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "ID_COLUMNS",
-    "Clips",
-    "FilterReport",
-    "inspect_audio",
-    "read_dataset",
-]
+__all__ = ["AUDIO_SUFFIXES", "ID_COLUMNS", "FilterReport", "read_dataset"]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 """File name endings that are taken for audio, in order of preference for the same stem."""
@@ -39,80 +28,6 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 ID_COLUMNS = ("sound_id", "anonymous_id", "id", "clip_id")
 _PATH_COLUMNS = ("path", "file", "filename", "audio")
 _LABEL_COLUMNS = ("class", "label")
-
-Strings = npt.NDArray[np.object_]
-
-
-def _strings(values: Iterable[str]) -> Strings:
-    array = np.array(list(values), dtype=object)
-    return array.reshape(-1)
-
-
-@dataclass(frozen=True)
-class Clips:
-    """A dataset's clips in row order.
-
-    Attributes:
-        ids: clip ids [n], all different.
-        labels: class positions [n] in `taxonomy`; -1 where a clip has no label.
-        taxonomy: the classes.
-        confidence: annotators' confidence [n], 1 to 5; NaN where unknown.
-        uploader: who made or uploaded each clip [n]; the groups of group-disjoint folds.
-        licence: licence names [n].
-        title: titles [n].
-        tags: comma-separated tags [n].
-        description: descriptions [n].
-        duration: seconds [n]; NaN where unknown.
-        sha256: hex digests [n] of the audio files; empty where unknown.
-        audio: paths [n] of the audio files, None where only embeddings are available.
-    """
-
-    ids: Strings
-    labels: npt.NDArray[np.int64]
-    taxonomy: Taxonomy
-    confidence: npt.NDArray[np.float32]
-    uploader: Strings
-    licence: Strings
-    title: Strings
-    tags: Strings
-    description: Strings
-    duration: npt.NDArray[np.float32]
-    sha256: Strings
-    audio: Sequence[Path | None] = field(repr=False)
-
-    def __len__(self) -> int:
-        """The number of clips."""
-        return len(self.ids)
-
-    @property
-    def is_labelled(self) -> bool:
-        """Whether every clip has a label."""
-        return bool(len(self)) and bool((self.labels >= 0).all())
-
-    @property
-    def groups(self) -> npt.NDArray[np.int64]:
-        """A group number [n] for each uploader; a clip without one is a group of its own."""
-        keys = [
-            f"uploader:{name}" if name else f"clip:{clip}"
-            for name, clip in zip(self.uploader, self.ids, strict=True)
-        ]
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-
-    def positions(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
-        """Row numbers of clip ids.
-
-        Raises:
-            DatasetError: an id is not in the table.
-        """
-        index = {clip: i for i, clip in enumerate(self.ids)}
-        wanted = list(ids)
-        unknown = [clip for clip in wanted if clip not in index]
-        if unknown:
-            raise DatasetError(
-                f"{len(unknown)} ids are not in the clips table, the first is {unknown[0]!r}"
-            )
-        return np.array([index[clip] for clip in wanted], np.int64)
 
 
 @dataclass(frozen=True)
@@ -286,7 +201,7 @@ def _read_csv(path: Path, taxonomy: Taxonomy | str, root: Path) -> tuple[Clips, 
 
 def _clips(rows: list[dict[str, object]], taxonomy: Taxonomy) -> Clips:
     def text(name: str) -> Strings:
-        return _strings(str(row.get(name, "")) for row in rows)
+        return strings(str(row.get(name, "")) for row in rows)
 
     def number(name: str) -> npt.NDArray[np.float32]:
         return np.array([row.get(name, float("nan")) for row in rows], np.float32)
@@ -302,7 +217,8 @@ def _clips(rows: list[dict[str, object]], taxonomy: Taxonomy) -> Clips:
         tags=text("tags"),
         description=text("description"),
         duration=number("duration"),
-        sha256=_strings("" for _ in rows),
+        sha256=strings("" for _ in rows),
+        sound=strings("" for _ in rows),
         audio=[row["audio"] for row in rows],  # type: ignore[misc]
     )
 
@@ -345,43 +261,3 @@ def _read_folders(root: Path, taxonomy: Taxonomy | str) -> tuple[Clips, FilterRe
     if not kept:
         raise DatasetError(f"{root} has no clip to keep: {len(dropped)} dropped")
     return _clips(kept, tree), FilterReport(str(root), len(files), tuple(dropped))
-
-
-def _inspect(path: Path | None) -> tuple[str, float]:
-    """(sha256, seconds) of an audio file; ("", NaN) where it cannot be read."""
-    if path is None:
-        return "", float("nan")
-    source: Path | io.BytesIO = path
-    try:
-        if is_remote(path):
-            source = io.BytesIO(path.read_bytes())
-            digest = hashlib.sha256(source.getbuffer()).hexdigest()
-        else:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return "", float("nan")
-    return digest, audio_seconds(source)
-
-
-def inspect_audio(
-    clips: Clips, *, n_threads: int = 2, progress: Callable[[int], None] | None = None
-) -> Clips:
-    """The same clips with the sha256 and, from its header, the seconds of each audio file.
-
-    A file that cannot be read keeps an empty digest; one that cannot be decoded, NaN seconds.
-
-    Args:
-        clips: a clips table with audio paths.
-        n_threads: files read at a time.
-        progress: called with the number of files done.
-    """
-    digests, seconds = [], []
-    with ThreadPoolExecutor(n_threads) as pool:
-        for i, (digest, duration) in enumerate(pool.map(_inspect, clips.audio)):
-            digests.append(digest)
-            # without a file, what the metadata say is all there is
-            seconds.append(float(clips.duration[i]) if clips.audio[i] is None else duration)
-            if progress:
-                progress(len(digests))
-    return replace(clips, sha256=_strings(digests), duration=np.array(seconds, np.float32))

@@ -1,0 +1,87 @@
+"""The clips table: ids, labels and metadata of a dataset, in row order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsdkit.errors import DatasetError
+from bsdkit.taxonomy import Taxonomy
+
+__all__ = ["Clips", "Strings", "strings"]
+
+Strings = npt.NDArray[np.object_]
+
+
+def strings(values: Iterable[str]) -> Strings:
+    """Texts as an array [n] of Python strings."""
+    array = np.array(list(values), dtype=object)
+    return array.reshape(-1)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """A dataset's clips in row order.
+
+    Attributes:
+        ids: clip ids [n], all different.
+        labels: class positions [n] in `taxonomy`; -1 where a clip has no label.
+        taxonomy: the classes.
+        confidence: annotators' confidence [n], 1 to 5; NaN where unknown.
+        uploader: who made or uploaded each clip [n]; the groups of group-disjoint folds.
+        licence: licence names [n].
+        title: titles [n].
+        tags: comma-separated tags [n].
+        description: descriptions [n].
+        duration: seconds [n]; NaN where unknown.
+        sha256: hex digests [n] of the audio files; empty where unknown.
+        sound: hex digests [n] that are equal where two files hold the same samples, whatever
+            their containers and tags; empty where unknown.
+        audio: paths [n] of the audio files, None where only embeddings are available.
+        columns: further columns [n] that the user asked to keep, by name: float64 where every
+            known value is a number (NaN where unknown), texts otherwise (empty where unknown).
+    """
+
+    ids: Strings
+    labels: npt.NDArray[np.int64]
+    taxonomy: Taxonomy
+    confidence: npt.NDArray[np.float32]
+    uploader: Strings
+    licence: Strings
+    title: Strings
+    tags: Strings
+    description: Strings
+    duration: npt.NDArray[np.float32]
+    sha256: Strings
+    sound: Strings
+    audio: Sequence[Path | None] = field(repr=False)
+    columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """The number of clips."""
+        return len(self.ids)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every clip has a label."""
+        return bool(len(self)) and bool((self.labels >= 0).all())
+
+    def positions(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Row numbers of clip ids.
+
+        Raises:
+            DatasetError: an id is not in the table.
+        """
+        index = {clip: i for i, clip in enumerate(self.ids)}
+        wanted = list(ids)
+        unknown = [clip for clip in wanted if clip not in index]
+        if unknown:
+            raise DatasetError(
+                f"{len(unknown)} ids are not in the clips table, the first is {unknown[0]!r}"
+            )
+        return np.array([index[clip] for clip in wanted], np.int64)
