@@ -388,7 +388,11 @@ class Comparison:
         low: lower end of the difference's interval.
         high: upper end.
         p_value: two-sided share of draws on the other side of zero.
-        verdict: ``gain``, ``loss`` or ``within noise``: whether the interval clears zero.
+        verdict: ``gain``, ``loss`` or ``within noise``: whether the interval clears zero; by the
+            rule of `bsdkit.verdicts` where training is counted too.
+        training_error: the standard error that another training would add to the difference;
+            None where it was not counted.
+        p_adjusted: the p value adjusted for the comparisons beside it; None where it was not.
     """
 
     metric: str
@@ -397,6 +401,8 @@ class Comparison:
     high: float
     p_value: float
     verdict: str
+    training_error: float | None = None
+    p_adjusted: float | None = None
 
 
 def compare(
@@ -443,6 +449,35 @@ def compare(
         return Comparison(
             metric, -swapped.difference, -swapped.high, -swapped.low, swapped.p_value, opposite
         )
+    difference, draws = paired_draws(
+        y_true, y_pred_a, y_pred_b, taxonomy,
+        metric=metric, n_resamples=n_resamples, seed=seed, class_weight=class_weight,
+    )  # fmt: skip
+    low, high, p_value = interval_of_draws(draws, level)
+    verdict = "gain" if low > 0 else "loss" if high < 0 else "within noise"
+    return Comparison(metric, difference, low, high, p_value, verdict)
+
+
+def interval_of_draws(draws: FloatArray, level: float = 0.95) -> tuple[float, float, float]:
+    """(low, high) of the middle share of draws, and twice the smaller share beyond zero, the p."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    below = (1 + np.count_nonzero(draws <= 0)) / (len(draws) + 1)
+    above = (1 + np.count_nonzero(draws >= 0)) / (len(draws) + 1)
+    return float(low), float(high), float(min(1.0, 2 * min(below, above)))
+
+
+def paired_draws(
+    y_true: IntArray,
+    y_pred_a: IntArray,
+    y_pred_b: IntArray,
+    taxonomy: Taxonomy,
+    *,
+    metric: str = "hF_strict",
+    n_resamples: int = 2000,
+    seed: int = 0,
+    class_weight: npt.ArrayLike | None = None,
+) -> tuple[float, FloatArray]:
+    """A minus B on the clips, and on each bootstrap sample of them [n_resamples]; see `compare`."""
     n = len(taxonomy)
     counts_a = confusion_matrix(y_true, y_pred_a, n)
     counts_b = confusion_matrix(y_true, y_pred_b, n)
@@ -463,14 +498,7 @@ def compare(
             return scorer.hF_strict(counts)
         return scorer.all(counts)[metric]
 
-    difference = float(score(counts_a) - score(counts_b))
-    differences = score(draws_a) - score(draws_b)
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
-    below = (1 + np.count_nonzero(differences <= 0)) / (n_resamples + 1)
-    above = (1 + np.count_nonzero(differences >= 0)) / (n_resamples + 1)
-    verdict = "gain" if low > 0 else "loss" if high < 0 else "within noise"
-    p_value = float(min(1.0, 2 * min(below, above)))
-    return Comparison(metric, difference, float(low), float(high), p_value, verdict)
+    return float(score(counts_a) - score(counts_b)), score(draws_a) - score(draws_b)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -324,6 +324,11 @@ class Nested:
     stages: tuple[FloatArray, ...]
     in_sample: tuple[FloatArray, ...]
 
+    def of(self, evidence: Evidence, fold: IntArray) -> tuple[FloatArray, ...]:
+        """What `stages` would be of other predictions for the same clips; nothing is fitted."""
+        usable = (fold >= 0) & ~np.isnan(evidence.members[:, :, 0]).all(axis=0)
+        return _by_fold(self.of_folds, evidence, np.where(usable, fold, -1), len(self.stages))
+
 
 def nested(
     steps: Sequence[Step],
@@ -376,25 +381,27 @@ def nested(
     n_jobs = n_jobs if evidence.members.size >= _WORTH_PROCESSES else 1
     fitted = dict(zip([*jobs, -1], _run(fit, [*jobs.values(), everything], n_jobs), strict=True))
     of_folds = tuple(fitted.get(k, fitted[-1]) for k in range(n_folds))
-    shape = evidence.members.shape[1:]
-    stages = [np.full(shape, np.nan) for _ in steps]
-    in_sample = [np.full(shape, np.nan) for _ in steps]
-    for k, chain in enumerate(of_folds):
-        rows = np.flatnonzero(usable & (fold == k))
-        _fill(stages, chain, evidence, rows)
-    _fill(in_sample, fitted[-1], evidence, everything)
-    return Nested(fitted[-1], of_folds, tuple(stages), tuple(in_sample))
+    stages = _by_fold(of_folds, evidence, np.where(usable, fold, -1), len(steps))
+    in_sample = _by_fold([fitted[-1]], evidence, np.where(usable, 0, -1), len(steps))
+    return Nested(fitted[-1], of_folds, stages, in_sample)
 
 
-def _fill(results: list[FloatArray], chain: Chain, evidence: Evidence, rows: IntArray) -> None:
-    rows = rows[chain.seen(evidence.rows(rows))]
-    if not len(rows):
-        return
-    for result, stage in zip(results, chain.stages(evidence.rows(rows)), strict=True):
-        mixed = stage.mixed
-        if mixed is None:  # not averaged yet: what the plain mean makes of it
-            mixed = combine(stage.members, np.ones(len(stage.members)))
-        result[rows] = mixed
+def _by_fold(
+    chains: Sequence[Chain], evidence: Evidence, place: IntArray, n_steps: int
+) -> tuple[FloatArray, ...]:
+    """After each step, each clip by the chain at its place [n_clips]; NaN where that is -1."""
+    results = tuple(np.full(evidence.members.shape[1:], np.nan) for _ in range(n_steps))
+    for k, chain in enumerate(chains):
+        rows = np.flatnonzero(place == k)
+        rows = rows[chain.seen(evidence.rows(rows))]
+        if not len(rows):
+            continue
+        for result, stage in zip(results, chain.stages(evidence.rows(rows)), strict=True):
+            mixed = stage.mixed
+            if mixed is None:  # not averaged yet: what the plain mean makes of it
+                mixed = combine(stage.members, np.ones(len(stage.members)))
+            result[rows] = mixed
+    return results
 
 
 def _run(fit: Callable[[IntArray], Chain], jobs: Sequence[IntArray], n_jobs: int) -> list[Chain]:

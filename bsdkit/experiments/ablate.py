@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.ensemble import combine
 from bsdkit.combine.objective import Objective
 from bsdkit.device import check_device
 from bsdkit.errors import HeadError, RecipeError, nearest
@@ -21,17 +20,18 @@ from bsdkit.heads.registry import head_parameters
 from bsdkit.members.member import MemberResult
 from bsdkit.members.plan import MemberPlan, Task
 from bsdkit.members.trainer import MemberTrainer, member_plan
-from bsdkit.metrics import Interval, Spread, bootstrap, compare, holm, spread
+from bsdkit.metrics import Interval, Spread, bootstrap, spread
 from bsdkit.recipe.schema import Recipe
 from bsdkit.recipe.teaching import Distillation, ExtraPlan
 from bsdkit.recipe.vary import changed
-from bsdkit.runs.scoring import class_shares, combine_members, objective_of
+from bsdkit.runs.scoring import class_shares, combine_members, member_system, objective_of
+from bsdkit.verdicts import System, compare_systems, judge
 
 __all__ = ["ablate", "variants_of"]
 
 FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
-_LEVEL = 0.05
 _RESAMPLES = 4000
 
 
@@ -160,14 +160,12 @@ def ablate(
         raise HeadError(named) from None
     if on_step:
         on_step("comparing")
-    # single seeds are averaged plainly, which is no measure of variants that combine otherwise
-    has_seeds = judged != ENSEMBLE or len({_chain_of(r) for r in recipes.values()}) == 1
     found = []
     for i, variant in enumerate(recipes.values()):
         of_variant = {
             name: trained[_key(i, name)] for name in variant.members if _key(i, name) in trained
         }
-        found.append(_predictions(variant, of_variant, trainer, task, judged, has_seeds))
+        found.append(_predictions(variant, of_variant, trainer, task, judged))
     objective = objective_of(recipe, task.taxonomy)
     return _judge(found, list(variants), trainer, task, judged, started, objective)
 
@@ -235,20 +233,11 @@ def _what_differs(recipe: Recipe, variants: Mapping[str, Recipe]) -> str:
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Predicted classes [n_tested], and those by seed; or why there are none."""
+    """What a variant predicts for the tested clips; or why it does not."""
 
-    classes: npt.NDArray[np.int64] | None
-    seeds: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
-    in_sample: npt.NDArray[np.int64] | None = None
+    system: System | None
+    in_sample: IntArray | None = None
     fault: str = ""
-
-
-def _chain_of(recipe: Recipe) -> str:
-    """What a recipe says of the steps after the members."""
-    said = recipe.model_dump(
-        include={"calibrate", "ensemble", "rerank", "adjust", "target", "decode"}
-    )
-    return str({**said, "ensemble": {**said["ensemble"], "members": None}})
 
 
 def _predictions(
@@ -257,21 +246,15 @@ def _predictions(
     trainer: MemberTrainer,
     task: Task,
     judged: str,
-    has_seeds: bool,
 ) -> _Predictions:
     clips, rows = trainer.store.clips, task.split.tested
     names = recipe.ensemble_members if judged == ENSEMBLE else [judged]
     faults = [f"{name}, {members[name].faults[0]}" for name in names if members[name].faults]
     if faults:
         return _Predictions(None, fault=faults[0])
-    fallback = class_shares(clips, task.split)
     if judged != ENSEMBLE:
-        result = members[names[0]]
-        mean = combine(result.mean[None], [1.0], fallback)
-        seeds = [combine(p[None], [1.0], fallback) for p in result.probabilities]
-        used = member_plan(names[0], recipe).used_seeds
-        by_seed = {seed: p[rows].argmax(1) for seed, p in zip(used, seeds, strict=True)}
-        return _Predictions(mean[rows].argmax(1), by_seed)
+        fallback = class_shares(clips, task.split)
+        return _Predictions(member_system(recipe, judged, members[judged], fallback).rows(rows))
     feature = recipe.similarity
     combined = combine_members(
         recipe,
@@ -282,19 +265,7 @@ def _predictions(
         n_jobs=trainer.n_jobs,
     )
     tuned = combined.stages[-1].in_sample[rows]
-    # seeds of an ensemble: the i-th seed of every member that has several, plainly averaged
-    n_seeds = max(len(members[name].probabilities) for name in names)
-    seeds = []
-    for i in range(n_seeds):
-        of_seed = [members[n].probabilities[i % len(members[n].probabilities)] for n in names]
-        seeds.append(combine(np.stack(of_seed), np.ones(len(names)), fallback))
-    return _Predictions(
-        combined.decided[rows],
-        {i: p[rows].argmax(1) for i, p in enumerate(seeds)}
-        if n_seeds > 1 and has_seeds
-        else {0: combined.decided[rows]},
-        in_sample=tuned if combined.stages[-1].learns else None,
-    )
+    return _Predictions(combined.decided.rows(rows), tuned if combined.stages[-1].learns else None)
 
 
 def _judge(
@@ -309,8 +280,9 @@ def _judge(
     taxonomy, labels = task.taxonomy, task.labels[task.split.tested]
     weight = None if objective.target is None else objective.scale(labels)
 
-    def of_seeds(predictions: _Predictions) -> dict[int, float]:
-        return {seed: objective.of(labels, p) for seed, p in predictions.seeds.items()}
+    def of_seeds(system: System) -> Spread:
+        by_seed = system.classes[None] if system.seeds is None else system.seeds
+        return spread(objective.of(labels, classes) for classes in by_seed)
 
     def tuned(predictions: _Predictions) -> float | None:
         if predictions.in_sample is None:
@@ -321,62 +293,42 @@ def _judge(
         return bootstrap(labels, classes, taxonomy, class_weight=weight)["hF_strict"]
 
     baseline = found[0]
-    if baseline.classes is None:
+    if baseline.system is None:
         raise RecipeError(f"the recipe itself diverged: {baseline.fault}; lower its learning_rate")
-    base_seeds = of_seeds(baseline)
-    comparisons = {
-        name: compare(
-            labels,
-            one.classes,
-            baseline.classes,
-            taxonomy,
-            n_resamples=_RESAMPLES,
-            class_weight=weight,
-        )
-        for name, one in zip(names, found[1:], strict=True)
-        if one.classes is not None
-    }
-    adjusted = holm({name: c.p_value for name, c in comparisons.items()})
+    judged_by = judge(
+        {
+            name: compare_systems(
+                labels, one.system, baseline.system, taxonomy,
+                share_seeds=True, n_resamples=_RESAMPLES, class_weight=weight,
+            )
+            for name, one in zip(names, found[1:], strict=True)
+            if one.system is not None
+        }
+    )  # fmt: skip
     variants = []
     for name, one in zip(names, found[1:], strict=True):
-        if one.classes is None:
-            fault = Judged(name, None, None, None, None, 1.0, "diverged", one.fault)
-            variants.append(fault)
+        if one.system is None:
+            variants.append(Judged(name, None, None, None, one.fault))
             continue
-        own_seeds = of_seeds(one)
-        paired = _paired(own_seeds, base_seeds)
-        verdict = _verdict(comparisons[name].difference, adjusted[name], paired)
         variants.append(
             Judged(
-                name, interval(one.classes), spread(own_seeds.values()), comparisons[name], paired,
-                adjusted[name], verdict, in_sample=tuned(one),
+                name,
+                interval(one.system.classes),
+                of_seeds(one.system),
+                judged_by[name],
+                in_sample=tuned(one),
             )
-        )  # fmt: skip
+        )
     return Ablation(
         judged=judged,
         split=task.split.name,
         n_clips=len(labels),
         is_at_target=objective.target is not None,
-        baseline=interval(baseline.classes),
-        baseline_seeds=spread(base_seeds.values()),
+        baseline=interval(baseline.system.classes),
+        baseline_seeds=of_seeds(baseline.system),
         variants=tuple(variants),
         n_trained=trainer.n_trained,
         n_reused=trainer.n_reused,
         seconds=time.perf_counter() - started,
         baseline_in_sample=tuned(baseline),
     )
-
-
-def _paired(own: Mapping[int, float], base: Mapping[int, float]) -> Spread:
-    """Differences of the seeds that both have; of the means, where they share none."""
-    shared = own.keys() & base.keys()
-    if not shared:
-        return spread([float(np.mean([*own.values()]) - np.mean([*base.values()]))])
-    return spread(own[seed] - base[seed] for seed in sorted(shared))
-
-
-def _verdict(difference: float, p_value: float, seeds: Spread) -> str:
-    error = seeds.standard_deviation / np.sqrt(seeds.n)
-    if p_value >= _LEVEL or (seeds.n > 1 and abs(difference) <= 2 * error):
-        return "within noise"
-    return "gain" if difference > 0 else "loss"

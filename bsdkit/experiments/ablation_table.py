@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from bsdkit.metrics import Comparison, Interval, Spread
 from bsdkit.report.table import Table, columns
-from bsdkit.report.tables import percent, shown_interval
+from bsdkit.report.tables import percent, shown_interval, shown_p
+from bsdkit.verdicts import ONE_SEED, RULE
 
 __all__ = ["ENSEMBLE", "Ablation", "Judged", "ablation_table"]
 
@@ -23,12 +24,7 @@ class Judged:
         name: what it is called in the table.
         score: hF_strict of its out-of-fold predictions, seeds averaged, with its interval.
         seeds: of hF_strict over single seeds.
-        difference: variant minus baseline, by a paired bootstrap over clips.
-        seed_differences: of the same seeds' hF_strict, variant minus baseline.
-        p_value: of the difference, adjusted for all variants (Holm).
-        verdict: ``gain`` or ``loss`` where the adjusted p is below 0.05 and the difference is
-            more than twice the standard error of `seed_differences`; else ``within noise``.
-            ``diverged`` where a model did.
+        difference: variant minus baseline, judged beside the other variants.
         fault: the first model's, if it diverged.
         in_sample: hF_strict of steps tuned on the clips that they are scored on; None where no
             step learns.
@@ -38,11 +34,13 @@ class Judged:
     score: Interval | None
     seeds: Spread | None
     difference: Comparison | None
-    seed_differences: Spread | None
-    p_value: float
-    verdict: str
     fault: str = ""
     in_sample: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``gain``, ``loss``, ``within noise``, that there is one seed, or ``diverged``."""
+        return "diverged" if self.difference is None else self.difference.verdict
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,6 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
         if one.score is None or one.difference is None or one.seeds is None:
             rows.append((one.name, *[""] * (len(_COLUMNS) - 2), one.verdict))
             continue
-        assert one.seed_differences is not None
         d = one.difference
         rows.append(
             (
@@ -103,14 +100,12 @@ def _rows(ablation: Ablation) -> list[tuple[str, ...]]:
                 *_tuned(one.score, one.in_sample),
                 _spread(one.seeds),
                 f"{_signed(d.difference)} [{_signed(d.low)}, {_signed(d.high)}]",
-                f"{_signed(one.seed_differences.mean)} {_spread(one.seed_differences)}".strip(),
-                f"{one.p_value:.3f}" if one.p_value >= 0.001 else "< 0.001",
+                "" if d.training_error is None else f"± {percent(d.training_error)}",
+                shown_p(d),
                 one.verdict,
             )
         )
     kept = [i for i in range(len(_COLUMNS)) if any(row[i] for row in rows[1:])]
-    if not any(row[_SEEDS] for row in rows[1:]):
-        kept = [i for i in kept if _COLUMNS[i] != "seed by seed"]
     return [tuple(row[i] for i in kept) for row in rows]
 
 
@@ -127,9 +122,8 @@ def _spread(found: Spread) -> str:
 
 _COLUMNS = (
     "variant", "hF_strict", "95 % interval", "in-sample", "optimism", "seeds", "difference",
-    "seed by seed", "p (Holm)", "verdict",
+    "training s.e.", "p (Holm)", "verdict",
 )  # fmt: skip
-_SEEDS = _COLUMNS.index("seeds")
 
 
 def ablation_table(ablation: Ablation) -> Table:
@@ -145,8 +139,8 @@ def ablation_table(ablation: Ablation) -> Table:
     for row in rows:
         table.add(*row, style=styles.get(row[-1], ""))
     verdicts = Counter(one.verdict for one in ablation.variants)
-    order = ("gain", "loss", "within noise", "diverged")
+    order = ("gain", "loss", "within noise", ONE_SEED, "diverged")
     counts = ", ".join(f"{verdicts[v]} {v}" for v in order if verdicts[v])
-    table.notes.append(f"{len(ablation.variants)} compared: {counts}")
+    table.notes += [f"{len(ablation.variants)} compared: {counts}", RULE]
     table.notes += [f"{one.name} diverged: {one.fault}" for one in ablation.variants if one.fault]
     return table

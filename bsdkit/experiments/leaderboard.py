@@ -13,9 +13,10 @@ from bsdkit.challenge.submit import parameters_of, trees_in
 from bsdkit.combine.rerank import Reranker
 from bsdkit.errors import BsdkitError, RecipeError, nearest
 from bsdkit.experiments.leaderboard_table import Entry, Leaderboard
-from bsdkit.metrics import bootstrap, compare, holm
+from bsdkit.metrics import bootstrap
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.runs.predict import with_inputs
+from bsdkit.verdicts import System, compare_systems, judge
 
 __all__ = ["compare_runs", "find_runs"]
 
@@ -70,7 +71,7 @@ def compare_runs(
     split = split or runs[first].split
     truth, ours, digest = _decided(runs[first], split)
     taxonomy = runs[first].clips.taxonomy
-    decided: dict[str, IntArray] = {}
+    decided: dict[str, System] = {}
     parameters: dict[str, int | None] = {}
     for name, run in runs.items():
         try:
@@ -86,16 +87,17 @@ def compare_runs(
             if is_strict:
                 raise
             left_out[str(run.folder)] = str(error)
-    against = {
-        name: compare(truth, theirs, ours, taxonomy)
-        for name, theirs in decided.items()
-        if name != first and not np.array_equal(theirs, ours)
-    }
-    corrected = holm({name: c.p_value for name, c in against.items()})
+    against = judge(
+        {
+            name: compare_systems(truth, theirs, ours, taxonomy)
+            for name, theirs in decided.items()
+            if name != first and not np.array_equal(theirs.classes, ours.classes)
+        }
+    )
     entries = []
     for name, theirs in decided.items():
         run = runs[name]
-        scores = bootstrap(truth, theirs, taxonomy)
+        scores = bootstrap(truth, theirs.classes, taxonomy)
         entries.append(
             Entry(
                 name=name,
@@ -105,7 +107,6 @@ def compare_runs(
                 hA=scores["hA"],
                 optimism=run.metrics["protocols"][split]["ensemble"]["optimism"],
                 against=against.get(name),
-                p_value=corrected.get(name),
                 seconds=float(run.facts.get("seconds", float("nan"))),
                 parameters=parameters[name],
                 is_mapped=bool(run.recipe.mapped),
@@ -115,7 +116,7 @@ def compare_runs(
     return Leaderboard(tuple(entries), first, split, len(truth), left_out)
 
 
-def _decided(run: Run, split: str) -> tuple[IntArray, IntArray, tuple[bytes, ...]]:
+def _decided(run: Run, split: str) -> tuple[IntArray, System, tuple[bytes, ...]]:
     """True and predicted classes [n] of the tested clips, and what makes two runs comparable."""
     if split not in run.metrics["protocols"]:
         raise RecipeError(
@@ -123,11 +124,11 @@ def _decided(run: Run, split: str) -> tuple[IntArray, IntArray, tuple[bytes, ...
             f"{', '.join(run.metrics['protocols'])}; fit it with --split {split}"
         )
     found = run.out_of_fold(split)
-    decided, fold, tested = found.decided, found.split.fold, found.split.tested
+    fold, tested = found.split.fold, found.split.tested
     labels = np.asarray(run.clips.labels, np.int64)
     ids = "\n".join(map(str, run.clips.ids)).encode()
     same = (ids, labels.tobytes(), fold.tobytes(), repr(run.clips.taxonomy.classes).encode())
-    return labels[tested], decided[tested], same
+    return labels[tested], found.tested, same
 
 
 def _parameters(run: Run) -> int | None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from bsdkit.metrics import Comparison, Interval
 from bsdkit.report.table import Table, columns
-from bsdkit.report.tables import difference, percent, shown_interval
+from bsdkit.report.tables import difference, percent, shown_interval, shown_p
+from bsdkit.verdicts import RULE
 
 __all__ = ["Entry", "Leaderboard", "leaderboard_table"]
 
 _COLUMNS = ("run", "hF_strict", "95 % interval", "hF", "hA", "optimism", "against", "p (Holm)",
             "verdict", "seconds", "parameters")  # fmt: skip
-_CLEAR = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Entry:
             was tuned on.
         against: hF_strict over the baseline's, paired; None for the baseline, or where nothing
             differs.
-        p_value: of that, after Holm over all runs; None with `against`.
         seconds: of its fit; what was trained before is not in it.
         parameters: of the models that count, equal ones once, and of the reranker, frozen
             backbones apart; None where models that were trained elsewhere count.
@@ -43,7 +42,6 @@ class Entry:
     hA: Interval  # noqa: N815
     optimism: float
     against: Comparison | None
-    p_value: float | None
     seconds: float
     parameters: int | None
     is_mapped: bool
@@ -78,9 +76,7 @@ def _rows(board: Leaderboard) -> list[list[str]]:
             verdict = "the same predictions"
         else:
             against = difference(vars(entry.against))
-            p = f"{entry.p_value:.3f}"
-            is_clear = entry.p_value is not None and entry.p_value < _CLEAR
-            verdict = entry.against.verdict if is_clear else "within noise"
+            p, verdict = shown_p(entry.against), entry.against.verdict
         rows.append(
             [
                 entry.name,
@@ -100,7 +96,10 @@ def _rows(board: Leaderboard) -> list[list[str]]:
 
 
 def _notes(board: Leaderboard) -> list[str]:
-    notes = ["seconds are of a run's own fit; members that another had trained are not in them"]
+    notes = [
+        RULE,
+        "seconds are of a run's own fit; members that another had trained are not in them",
+    ]
     notes += [f"left out: {reason}" for reason in board.left_out.values()]
     mapped = [entry.name for entry in board.entries if entry.is_mapped]
     if mapped:

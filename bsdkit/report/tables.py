@@ -12,12 +12,13 @@ from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.diagnosis import diagnose
 from bsdkit.dataset import Clips, FilterReport
 from bsdkit.leakage import said_of
-from bsdkit.metrics import METRICS, Interval, Scores
+from bsdkit.metrics import METRICS, Comparison, Interval, Scores
 from bsdkit.priors.audit import PriorAudit
 from bsdkit.report.table import Column, Table, columns
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.texts import Texts
 from bsdkit.store.verify import DurationRow, FeatureReport
+from bsdkit.verdicts import RULE
 
 __all__ = [
     "backbones_table",
@@ -32,6 +33,7 @@ __all__ = [
     "prior_audit_tables",
     "protocol_notes",
     "shown_interval",
+    "shown_p",
     "store_table",
     "verification_table",
 ]
@@ -131,6 +133,8 @@ def fit_tables(metrics: Mapping[str, Any]) -> list[Table]:
             f"calibration error (ECE) of its probabilities: {percent(ece['value'], 1)} "
             f"{shown_interval(ece)}"
         )
+        if ensemble["against"] or len(result["steps"]) > 1:
+            lines.append(RULE)
         tables[-1].notes += [*lines, *protocol_notes(result), ""]
     tables[-1].notes += caveats(metrics)
     return tables
@@ -193,6 +197,12 @@ def chain_title(ensemble: Mapping[str, Any]) -> str:
 def difference(c: Mapping[str, float]) -> str:
     """A difference in points with its interval: ``+0.54 [-0.54, +1.54]``."""
     return f"{100 * c['difference']:+.2f} [{100 * c['low']:+.2f}, {100 * c['high']:+.2f}]"
+
+
+def shown_p(comparison: Comparison) -> str:
+    """The adjusted p value to three places."""
+    p = comparison.p_value if comparison.p_adjusted is None else comparison.p_adjusted
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _steps_table(result: Mapping[str, Any]) -> Table:

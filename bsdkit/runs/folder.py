@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,13 @@ from bsdkit.splits import Split
 from bsdkit.store.clips import read_clips, write_clips
 from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
 
-__all__ = ["Run", "load_run", "write_run"]
+__all__ = ["Run", "load_run", "split_place", "write_run"]
+
+
+def split_place(split: str) -> str:
+    """What a split is called in files and folders: itself, or something that every system takes."""
+    plain = re.sub(r"[^\w+-]", "-", split)
+    return split if plain == split else f"{plain}-{hashlib.sha256(split.encode()).hexdigest()[:8]}"
 
 
 def write_run(
@@ -82,10 +90,13 @@ def write_run(
         with atomic_h5(temporary / "oof.h5") as file:
             write_strings(file, "id", clips.ids.tolist())
             for protocol, result in results.items():
-                group = file.create_group(protocol)
+                group = file.create_group(split_place(protocol))
                 group.create_dataset("fold", data=result.split.fold)
                 group.create_dataset("ensemble_nested", data=result.nested)
-                group.create_dataset("decided", data=result.decided)
+                group.create_dataset("decided", data=result.decided.classes)
+                group.attrs["is_random"] = result.decided.seeds is not None
+                if result.decided.seeds is not None:
+                    group.create_dataset("decided_of_seeds", data=result.decided.seeds)
                 group.create_dataset("is_fallback", data=result.is_empty)
                 for name, member in result.members.items():
                     group.create_dataset(f"members/{name}", data=member.mean)
@@ -93,13 +104,14 @@ def write_run(
             for name, member in result.members.items():
                 if recipe.members[name].imported:
                     continue
-                save_member(temporary / "members" / protocol / name, member)
+                save_member(temporary / "members" / split_place(protocol) / name, member)
         rows = headline.split.tested
+        decided = headline.decided.classes[rows]
         write_predictions(
             temporary / "predictions.csv",
             clips.ids[rows],
-            clips.taxonomy.decode(headline.decided[rows]),
-            headline.nested[rows, headline.decided[rows]],
+            clips.taxonomy.decode(decided),
+            headline.nested[rows, decided],
             clips.taxonomy.decode(clips.labels[rows]),
         )
         if write_report is not None:
@@ -158,13 +170,14 @@ class Run:
         """
         split = split or self.split
         fold, probabilities, decided, is_fallback = self._read_out_of_fold(
-            split, "fold", "ensemble_nested", "decided", "is_fallback"
+            split, ["fold", "ensemble_nested", "decided", "is_fallback"]
         )
-        fold = fold.astype(np.int64)
+        fold, decided = fold.astype(np.int64), decided.astype(np.int64)
         return OutOfFold(
             split=Split(split, fold, int(fold.max()) + 1, 0),
             probabilities=probabilities.astype(np.float64),
-            decided=decided.astype(np.int64),
+            decided=decided,
+            seeds=self._decided_of_seeds(split, decided),
             is_fallback=is_fallback.astype(bool),
         )
 
@@ -174,22 +187,39 @@ class Run:
         Raises:
             StoreError: the run's oof.h5 is missing or broken, or lacks the member.
         """
-        (probabilities,) = self._read_out_of_fold(self.split, f"members/{name}")
+        (probabilities,) = self._read_out_of_fold(self.split, [f"members/{name}"])
         return probabilities.astype(np.float64)
 
-    def _read_out_of_fold(self, split: str, *names: str) -> list[npt.NDArray[Any]]:
+    def _read_out_of_fold(self, split: str, names: Sequence[str]) -> list[npt.NDArray[Any]]:
         path = self.folder / "oof.h5"
         with open_h5(path) as file:
             try:
-                return [np.asarray(file[split][name]) for name in names]
+                group = file[split_place(split)]
+                return [np.asarray(group[name]) for name in names]
             except KeyError:
                 raise CorruptStore(
                     f"{path} lacks what {split!r} folds left; run bsdkit fit again"
                 ) from None
 
+    def _decided_of_seeds(
+        self, split: str, decided: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64] | None:
+        """See `OutOfFold.seeds`."""
+        with open_h5(self.folder / "oof.h5") as file:
+            group = file[split_place(split)]
+            if "decided_of_seeds" in group:
+                return np.asarray(group["decided_of_seeds"], np.int64)
+            # earlier versions did not keep them
+            return decided[None] if group.attrs.get("is_random", True) else None
+
     def models(self, name: str) -> tuple[MemberModel, ...]:
         """The models of one member."""
-        return load_models(self.folder / "members" / self.split / name)
+        return load_models(self.members_folder / name)
+
+    @property
+    def members_folder(self) -> Path:
+        """Where the models of the headline split's members lie, a folder each."""
+        return self.folder / "members" / split_place(self.split)
 
 
 def load_run(folder: Path | str) -> Run:

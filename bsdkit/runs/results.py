@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bsdkit.combine.chain import Nested
 from bsdkit.members.member import MemberResult
 from bsdkit.splits import Split
+from bsdkit.verdicts import System
 
 __all__ = ["OutOfFold", "ProtocolResult", "ids_digest"]
 
@@ -34,7 +35,7 @@ class ProtocolResult:
         names: the members of the ensemble, in the order of its weights.
         chains: the steps after the members, fitted on all clips and for each fold on the others.
         nested: probabilities [n_clips, n_classes], each clip by its fold's chain.
-        decided: class positions [n_clips], decoded as the recipe says.
+        decided: the classes, decoded as the recipe says, and those of each training seed.
         is_empty: [n_clips] whether a clip has its fold's class shares, because no member
             could see it.
         prior: class shares [n_classes]; what a clip without any feature gets.
@@ -47,7 +48,7 @@ class ProtocolResult:
     names: tuple[str, ...]
     chains: Nested
     nested: FloatArray
-    decided: npt.NDArray[np.int64]
+    decided: System
     is_empty: npt.NDArray[np.bool_]
     prior: FloatArray
     priors: tuple[FloatArray, ...]
@@ -62,6 +63,8 @@ class OutOfFold:
         split: the folds.
         probabilities: of the nested ensemble [n_clips, n_classes].
         decided: class positions [n_clips], decoded as the recipe says.
+        seeds: those by the models of each training seed alone [n_seeds, n_clips]; None if nothing
+            in the members is random. A run of an earlier version has one row.
         is_fallback: [n_clips] whether a clip has its fold's class shares, because no member
             could see it.
     """
@@ -69,7 +72,13 @@ class OutOfFold:
     split: Split
     probabilities: FloatArray
     decided: npt.NDArray[np.int64]
+    seeds: npt.NDArray[np.int64] | None
     is_fallback: npt.NDArray[np.bool_]
+
+    @property
+    def tested(self) -> System:
+        """The classes of the clips that a fold tests, in their order, and by seed."""
+        return System(self.decided, self.seeds).rows(self.split.tested)
 
     @property
     def seen(self) -> FloatArray:

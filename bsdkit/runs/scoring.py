@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,21 @@ from bsdkit.dataset import Clips
 from bsdkit.errors import RecipeError, nearest
 from bsdkit.leakage import audit_split
 from bsdkit.members.member import MemberResult
-from bsdkit.metrics import bootstrap, compare, evaluate, spread
+from bsdkit.metrics import bootstrap, evaluate, spread
 from bsdkit.recipe.schema import Recipe
 from bsdkit.runs.results import ProtocolResult, ids_digest
+from bsdkit.runs.seeds import member_by_seed, members_by_seed
 from bsdkit.splits import Split
 from bsdkit.store.clips import read_clips
 from bsdkit.taxonomy import Taxonomy
+from bsdkit.verdicts import System, compare_systems, judge
 
 __all__ = [
     "Combined",
     "chain_steps",
     "class_shares",
     "combine_members",
+    "member_system",
     "objective_of",
     "score_protocol",
 ]
@@ -48,13 +51,13 @@ class Stage:
 
     Attributes:
         name: of the step.
-        nested: class positions [n_clips], each clip by its fold's chain.
+        nested: class positions [n_clips], each clip by its fold's chain, and by seed.
         in_sample: the same by the chain that was fitted on all clips.
         learns: whether it, or a step before it, was fitted to labels.
     """
 
     name: str
-    nested: IntArray
+    nested: System
     in_sample: IntArray
     learns: bool
 
@@ -70,6 +73,8 @@ class Combined:
         nested: probabilities [n_clips, n_classes] of each clip by its fold's chain.
         in_sample: the same by the chain that was fitted on it.
         plain_mean: of the members, all weights equal.
+        alone: the classes of each member, and by seed.
+        together: those of the plain mean.
         stages: after each step, and after decoding where that is not the most probable class.
         is_empty: [n_clips] whether no member that counts could see a clip.
         fallback: what such a clip gets [n_clips, n_classes].
@@ -81,13 +86,15 @@ class Combined:
     nested: FloatArray
     in_sample: FloatArray
     plain_mean: FloatArray
+    alone: dict[str, System]
+    together: System
     stages: tuple[Stage, ...]
     is_empty: npt.NDArray[np.bool_]
     fallback: FloatArray
 
     @property
-    def decided(self) -> IntArray:
-        """The classes [n_clips] that count: nested, decoded as the recipe says."""
+    def decided(self) -> System:
+        """The classes that count: nested, decoded as the recipe says."""
         return self.stages[-1].nested
 
 
@@ -232,31 +239,66 @@ def combine_members(
     def filled(probabilities: FloatArray) -> FloatArray:
         return np.where(np.isnan(probabilities[:, :1]), fallback, probabilities)
 
-    stages, learns = [], False
-    for step, ours, tuned in zip(steps, chains.stages, chains.in_sample, strict=True):
-        learns = learns or step.learns
-        best, best_tuned = filled(ours).argmax(axis=1), filled(tuned).argmax(axis=1)
-        stages.append(Stage(step.name, best, best_tuned, learns))
-    nested_last, in_sample_last = filled(chains.stages[-1]), filled(chains.in_sample[-1])
+    def classes_after(said: Sequence[FloatArray]) -> list[IntArray]:
+        """The classes after each step, and after decoding where that is a step of its own."""
+        found = [filled(probabilities).argmax(axis=1) for probabilities in said]
+        if recipe.decode != "argmax":
+            found.append(decode(filled(said[-1]), recipe.decode, taxonomy))
+        return found
+
+    ours, tuned = classes_after(chains.stages), classes_after(chains.in_sample)
+    counting = {name for chain in chains.of_folds for name in np.array(names)[chain.counts]}
+    by_seed = members_by_seed(recipe, members, names, counting)
+    of_seeds = [
+        classes_after(chains.of(Evidence(one, similarity=similarity), split.fold))
+        for one in by_seed or ()
+    ]
+    step_names = [step.name for step in steps]
+    learns = np.logical_or.accumulate([step.learns for step in steps]).tolist()
     if recipe.decode != "argmax":
-        stages.append(
-            Stage(
-                f"decode {recipe.decode}",
-                decode(nested_last, recipe.decode, taxonomy),
-                decode(in_sample_last, recipe.decode, taxonomy),
-                learns,
-            )
+        step_names.append(f"decode {recipe.decode}")
+        learns.append(learns[-1])
+    stages = [
+        Stage(
+            name,
+            System(ours[i], np.stack([one[i] for one in of_seeds]) if of_seeds else None),
+            tuned[i],
+            learns[i],
         )
+        for i, name in enumerate(step_names)
+    ]
+
+    all_by_seed = members_by_seed(recipe, members, names, set(names))
+    together = System(
+        _averaged(evidence.members, fallback),
+        np.stack([_averaged(p, fallback) for p in all_by_seed]) if all_by_seed else None,
+    )
     return Combined(
         names=names,
         left_out=left_out,
         chains=chains,
-        nested=nested_last,
-        in_sample=in_sample_last,
+        nested=filled(chains.stages[-1]),
+        in_sample=filled(chains.in_sample[-1]),
         plain_mean=combine(evidence.members, np.ones(len(names)), fallback),
+        alone={name: member_system(recipe, name, members[name], fallback) for name in names},
+        together=together,
         stages=tuple(stages),
         is_empty=is_empty,
         fallback=fallback,
+    )
+
+
+def _averaged(members: FloatArray, fallback: FloatArray) -> IntArray:
+    """Classes [n_clips] of the plain mean of members [n_members, n_clips, n_classes]."""
+    return np.asarray(combine(members, np.ones(len(members)), fallback).argmax(axis=1))
+
+
+def member_system(recipe: Recipe, name: str, result: MemberResult, fallback: FloatArray) -> System:
+    """What one member predicts by itself; for clips that it cannot see, by the fallback."""
+    by_seed = member_by_seed(recipe, name, result)
+    return System(
+        _averaged(result.mean[None], fallback),
+        None if by_seed is None else np.stack([_averaged(p[None], fallback) for p in by_seed]),
     )
 
 
@@ -307,17 +349,25 @@ def score_protocol(
             for p in result.probabilities
         ]
         scored[name]["seeds"] = vars(spread(s["hF_strict"] for s in seeds))
-    best = max(scored, key=lambda name: scored[name]["hF_strict"]["value"])
-    plain = combined.plain_mean.argmax(axis=1)
+    best = max(
+        (name for name in scored if name in combined.names),
+        key=lambda name: scored[name]["hF_strict"]["value"],
+    )
     decided, tuned = combined.decided, combined.stages[-1].in_sample
-    nested_scores, in_sample_scores = scores(decided), scores(tuned)
-    best_alone = combine(members[best].mean[None], [1.0], fallback).argmax(axis=1)
+    nested_scores, in_sample_scores = scores(decided.classes), scores(tuned)
     weight = None if target.target is None else target.scale(labels[rows])
-    comparisons = {
-        name: vars(compare(labels[rows], decided[rows], other[rows], taxonomy, class_weight=weight))
-        for name, other in {"plain mean": plain, best: best_alone}.items()
-        if not np.array_equal(other[rows], decided[rows])
-    }
+    against = judge(
+        {
+            name: compare_systems(
+                labels[rows], decided.rows(rows), other.rows(rows), taxonomy,
+                share_seeds=True, class_weight=weight,
+            )
+            for name, other in {
+                "plain mean": combined.together, best: combined.alone[best]
+            }.items()
+            if not np.array_equal(other.classes[rows], decided.classes[rows])
+        }
+    )  # fmt: skip
     weights = combined.chains.chain.ensemble.weights
     metrics = {
         "split": split.name,
@@ -332,8 +382,8 @@ def score_protocol(
         "on_their_word": list(on_their_word),
         "weights_are_given": recipe.ensemble.method == "frozen",
         "best_member": best,
-        "plain_mean": scores(plain),
-        "steps": _steps(combined, plain, labels, rows, target),
+        "plain_mean": scores(combined.together.classes),
+        "steps": _steps(combined, labels, rows, target),
         "reliability": {
             name: reliability(p[rows], labels[rows]).to_dict()
             for name, p in (("plain mean", combined.plain_mean), ("nested", combined.nested))
@@ -347,8 +397,8 @@ def score_protocol(
             "nested": nested_scores,
             "in_sample": in_sample_scores,
             "optimism": target.of(labels[rows], tuned[rows])
-            - target.of(labels[rows], decided[rows]),
-            "against": comparisons,
+            - target.of(labels[rows], decided.classes[rows]),
+            "against": {name: vars(c) for name, c in against.items()},
         },
     }
     n = len(taxonomy)
@@ -368,17 +418,27 @@ def score_protocol(
 
 
 def _steps(
-    combined: Combined, plain: IntArray, labels: IntArray, rows: IntArray, target: Objective
+    combined: Combined, labels: IntArray, rows: IntArray, target: Objective
 ) -> list[dict[str, Any]]:
     """What each step adds to the one before it, the plain mean first; nested, paired.
 
     All of it is hF_strict, at the target's class frequencies where there is one: that is what the
     steps were fitted for.
     """
-    found, before, taxonomy = [], plain, target.taxonomy
+    found, taxonomy = [], target.taxonomy
     weight = None if target.target is None else target.scale(labels[rows])
-    for stage in combined.stages:
-        here, tuned = stage.nested[rows], stage.in_sample[rows]
+    befores = [combined.together, *(stage.nested for stage in combined.stages)]
+    added = judge(
+        {
+            stage.name: compare_systems(
+                labels[rows], stage.nested.rows(rows), before.rows(rows), taxonomy,
+                share_seeds=True, class_weight=weight,
+            )
+            for stage, before in zip(combined.stages, befores, strict=False)
+        }
+    )  # fmt: skip
+    for stage, before in zip(combined.stages, befores, strict=False):
+        here, tuned = stage.nested.classes[rows], stage.in_sample[rows]
         score = bootstrap(labels[rows], here, taxonomy, class_weight=weight)["hF_strict"]
         in_sample = target.of(labels[rows], tuned)
         found.append(
@@ -388,13 +448,10 @@ def _steps(
                 "nested": vars(score),
                 "in_sample": in_sample,
                 "optimism": in_sample - score.value,
-                "n_changed": int((here != before[rows]).sum()),
-                "added": vars(
-                    compare(labels[rows], here, before[rows], taxonomy, class_weight=weight)
-                ),
+                "n_changed": int((here != before.classes[rows]).sum()),
+                "added": vars(added[stage.name]),
             }
         )
-        before = stage.nested
     return found
 
 

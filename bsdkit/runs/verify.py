@@ -44,7 +44,7 @@ _DONE = (0, 1)
 
 @dataclass(frozen=True)
 class Verification:
-    """What a rehearsal found.
+    """What re-running inference without labels found.
 
     Attributes:
         n_clips: clips predicted.
@@ -168,7 +168,7 @@ def copy_for_fold(run: Run, store: Store, k: int, rows: IntArray, bench: Path) -
         (copy / name).write_text(json.dumps(content))
     for name in with_inputs(run, run.names):
         if not run.recipe.members[name].imported:
-            place = Path("members") / run.split / name
+            place = run.members_folder.relative_to(run.folder) / name
             copy_models(run.folder / place, copy / place, k)
     for feature in needed_features(run, every=True):
         path = store.info(feature, run.facts["features"][feature]["spec"]).path
@@ -192,6 +192,8 @@ def _only_ids(clips: Clips, rows: IntArray) -> Clips:
         tags=nothing,
         description=nothing,
         sha256=nothing,
+        sound=nothing,
+        columns={},
         audio=[None] * n,
     )
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.combine.ensemble import combine
 from bsdkit.errors import HeadError, RecipeError
 from bsdkit.experiments.tune.study import StudyPlan
 from bsdkit.members.member import MemberResult
@@ -20,13 +19,14 @@ from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.metrics import Scorer
 from bsdkit.recipe.schema import Recipe
 from bsdkit.recipe.vary import changed
-from bsdkit.runs.scoring import class_shares
+from bsdkit.runs.scoring import class_shares, member_system
 from bsdkit.splits import Split
+from bsdkit.verdicts import System
 
 __all__ = [
     "Judge",
     "check_nestable",
-    "predicted_classes",
+    "predicted_by",
     "train_member",
     "with_teachers",
 ]
@@ -86,10 +86,11 @@ def train_member(
     return trainer.train(plans, task, folds=folds)[member]
 
 
-def predicted_classes(trainer: MemberTrainer, result: MemberResult, task: Task) -> IntArray:
-    """Predicted classes [n_clips]; a clip without features gets its training clips' commonest."""
-    shares = class_shares(trainer.store.clips, task.split)
-    return np.asarray(combine(result.mean[None], [1.0], shares).argmax(axis=1))
+def predicted_by(
+    trainer: MemberTrainer, recipe: Recipe, member: str, result: MemberResult, task: Task
+) -> System:
+    """What a member predicts; a clip without features gets its training clips' commonest class."""
+    return member_system(recipe, member, result, class_shares(trainer.store.clips, task.split))
 
 
 class Judge:
@@ -147,7 +148,7 @@ class Judge:
             shutil.rmtree(scratch, ignore_errors=True)
         if result.faults:
             raise HeadError(f"diverged in {result.faults[0]}")
-        return predicted_classes(self.trainer, result, task)
+        return predicted_by(self.trainer, recipe, plan.member, result, task).classes
 
     def _task_of(self, j: int) -> Task:
         """The task whose models judge fold j: without j, and without the fold held out."""
@@ -157,5 +158,5 @@ class Judge:
         # tested together, they are trained on by nobody; both studies use the same models
         fold = np.where(np.isin(split.fold, [j, held_out]), 0, -1)
         a, b = sorted([j, held_out])
-        without = Split(f"{split.name} without folds {a} and {b}", fold, 1, split.seed)
-        return replace(self._task, split=without)
+        name = f"{split.name} without folds {a} and {b}"
+        return replace(self._task, split=replace(split, name=name, fold=fold, n_folds=1))

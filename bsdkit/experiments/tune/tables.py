@@ -13,6 +13,7 @@ from rich.text import Text
 from bsdkit.metrics import Comparison, Interval
 from bsdkit.report.table import Table, columns
 from bsdkit.report.tables import difference, percent, shown_interval
+from bsdkit.verdicts import RULE
 
 __all__ = ["StudyRecord", "TrialRecord", "Tuning", "tuning_tables"]
 
@@ -147,6 +148,7 @@ def _remarks(tuning: Tuning) -> list[str]:
         d = tuning.difference
         if d is not None:
             lines.append(f"tuned, nested, against the recipe: {difference(vars(d))}, {d.verdict}")
+            lines.append(RULE)
     if tuning.untuned is None:
         lines.append("the member diverges as the recipe has it, so there is nothing to compare")
     lines += [f"scored by class shares, {fault}" for fault in tuning.faults]

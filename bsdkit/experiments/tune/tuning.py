@@ -18,7 +18,7 @@ from bsdkit.device import check_device
 from bsdkit.errors import RecipeError
 from bsdkit.experiments.tune.judge import (
     check_nestable,
-    predicted_classes,
+    predicted_by,
     train_member,
     with_teachers,
 )
@@ -29,12 +29,13 @@ from bsdkit.experiments.tune.trials import run_studies
 from bsdkit.members.plan import Task
 from bsdkit.members.saved import member_key
 from bsdkit.members.trainer import MemberTrainer
-from bsdkit.metrics import Interval, bootstrap, compare
+from bsdkit.metrics import Interval, bootstrap
 from bsdkit.recipe.schema import Recipe
 from bsdkit.recipe.vary import changed, value_at
 from bsdkit.runs.scoring import class_shares
 from bsdkit.store.files import file_lock
 from bsdkit.store.store import Store
+from bsdkit.verdicts import System, compare_systems, judge
 
 __all__ = ["tune"]
 
@@ -121,7 +122,7 @@ def tune(
         faults: list[str] = []
         untuned = train_member(trainer, recipe, member, task)
         if not untuned.faults:
-            before = predicted_classes(trainer, untuned, task)
+            before = predicted_by(trainer, recipe, member, untuned, task)
         if nested:
             after, faults = _nested_predictions(trainer, recipe, member, task, studies[1:])
         tuned = changed(recipe, studies[0].best.settings, "")
@@ -140,12 +141,15 @@ def tune(
         labels, taxonomy, rows = task.labels, task.taxonomy, task.split.tested
         difference = None
         if before is not None and after is not None:
-            difference = compare(labels[rows], after[rows], before[rows], taxonomy)
+            difference = compare_systems(
+                labels[rows], after.rows(rows), before.rows(rows), taxonomy, share_seeds=True
+            )
+            difference = judge({"": difference})[""]
 
-        def interval(predicted: IntArray | None) -> Interval | None:
+        def interval(predicted: System | None) -> Interval | None:
             if predicted is None:
                 return None
-            return bootstrap(labels[rows], predicted[rows], taxonomy)["hF_strict"]
+            return bootstrap(labels[rows], predicted.classes[rows], taxonomy)["hF_strict"]
 
         prefix = f"members.{member}."
         records = [_short(study, prefix) for study in studies]
@@ -203,20 +207,30 @@ def _digest(
 
 def _nested_predictions(
     trainer: MemberTrainer, recipe: Recipe, member: str, task: Task, studies: Sequence[StudyRecord]
-) -> tuple[IntArray, list[str]]:
-    """Each clip's class by the setting that was chosen without its fold, and what diverged."""
-    predicted = np.full(len(task.labels), -1)
+) -> tuple[System, list[str]]:
+    """What the setting that was chosen without each clip's fold predicts, and what diverged."""
+    n = len(task.labels)
     commonest = class_shares(trainer.store.clips, task.split).argmax(axis=1)
+    found: list[System] = []
     faults = []
     for k, study in enumerate(studies):
-        test, tuned = task.split.test(k), changed(recipe, study.best.settings, "")
+        tuned = changed(recipe, study.best.settings, "")
         result = train_member(trainer, tuned, member, task, [k])
         if result.faults:
             faults.append(f"diverged with the setting chosen for it: {result.faults[0]}")
-            predicted[test] = commonest[test]
+            found.append(System(commonest, commonest[None]))
         else:
-            predicted[test] = predicted_classes(trainer, result, task)[test]
-    return predicted, faults
+            found.append(predicted_by(trainer, tuned, member, result, task))
+    known = [len(system.seeds) for system in found if system.seeds is not None]
+    seeds = np.full((min(known), n), -1) if known else None
+    classes = np.full(n, -1)
+    for k, system in enumerate(found):
+        test = task.split.test(k)
+        classes[test] = system.classes[test]
+        if seeds is not None:  # a setting in which nothing is random is the same in all
+            own = system.classes[None] if system.seeds is None else system.seeds
+            seeds[:, test] = own[: len(seeds), test]
+    return System(classes, seeds), faults
 
 
 def _short(study: StudyRecord, prefix: str) -> StudyRecord:

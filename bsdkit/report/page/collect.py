@@ -28,7 +28,7 @@ from bsdkit.errors import (
 )
 from bsdkit.leakage import NearDuplicates, near_duplicates
 from bsdkit.location import as_location, is_remote
-from bsdkit.metrics import compare, confusion_matrix
+from bsdkit.metrics import confusion_matrix
 from bsdkit.report.page import (
     ClipColumns,
     ComparisonData,
@@ -49,6 +49,7 @@ from bsdkit.stats import principal_axes
 from bsdkit.store.feature import OK, read_feature
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
+from bsdkit.verdicts import compare_systems, judge
 
 __all__ = ["comparison_of", "make_comparison", "make_report", "report_of", "write_report"]
 
@@ -380,7 +381,7 @@ def _curves(run: Run) -> tuple[Curves, ...]:
     """Of the members of the headline split that were trained in epochs."""
     found = []
     for name in run.recipe.members:
-        path = run.folder / "members" / run.split / name / "models.json"
+        path = run.members_folder / name / "models.json"
         try:
             models = json.loads(path.read_text())["models"]
         except (OSError, ValueError, KeyError):  # an imported member has none
@@ -489,6 +490,7 @@ def comparison_of(
     place[split_b.tested] = np.arange(len(split_b.tested))
     rows = place[order[split_a.tested]]
     said_b = Predictions(said_b.name, said_b.decided[rows], said_b.probabilities[rows])
+    one, two = a.out_of_fold(name_a).tested, b.out_of_fold(name_b).tested.rows(rows)
     if said_a.name == said_b.name:
         said_a = Predictions(f"{said_a.name} (A)", said_a.decided, said_a.probabilities)
         said_b = Predictions(f"{said_b.name} (B)", said_b.decided, said_b.probabilities)
@@ -501,7 +503,7 @@ def comparison_of(
         a=said_a,
         b=said_b,
         compared=tuple(
-            compare(columns.labels, said_a.decided, said_b.decided, taxonomy, metric=metric)
+            judge({"": compare_systems(columns.labels, one, two, taxonomy, metric=metric)})[""]
             for metric in _COMPARED
         ),
         confusions=(
