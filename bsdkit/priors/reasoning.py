@@ -36,10 +36,10 @@ MARKS: tuple[tuple[str, str], ...] = (
     (r"<\|channel>\s*thought", r"<channel\|>"),  # Gemma
     (r"<unused94>(?:\s*thought)?", "<unused95>"),  # MedGemma
     (r"\[unused16\]", r"\[unused17\]"),  # openPangu
-    (
+    (  # Granite
         r"here(?:['\u2019]s| is) my thought process:",
         r"here(?:['\u2019]s| is) my response:",
-    ),  # Granite
+    ),
     (r"here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]"),  # Apriel
 )
 """Where the reasoning of models begins and ends, as regular expressions in any letter case."""
