@@ -325,8 +325,6 @@ def test_rows_cannot_be_written() -> None:
         " " * 100_000 + "[" + " " * 100_000,
         "<think>" * 100_000,
         "[" + "9" * 1_000_000 + "]",
-        "\n" * 100_000 + "<|channel|> " * 100_000,
-        "\" '" * 100_000 + '\\"' * 100_000,
     ],
     ids=lambda text: text[:12],
 )
@@ -403,11 +401,6 @@ def test_no_part_of_an_answer_is_used(
         ('{"summary": "C:\\dog barks."}', "stop", "C:\\dog barks."),
         ('{"summary": ""} {"note": 1, "summary": "A dog."}', "stop", "A dog."),
         ('{"summary": "A dog."} and so on', "length", "A dog."),
-        # what the prompt shows, and the same again
-        ('As {"summary": "..."}: {"summary": "A dog."}', "stop", "A dog."),
-        ('{"summary": "A dog."} {"summary": " A  dog."}', "stop", "A dog."),
-        ("analysisA cat? No.assistantfinalA dog.", "stop", "A dog."),
-        ("<|channel|>final<|message|>A dog.<|return|>", "stop", "A dog."),
         ("A dog barks\n (twice).", "stop", "A dog barks (twice)."),
         ('Rain [in {stereo}] says "drip".', "stop", 'Rain [in {stereo}] says "drip".'),
         # what HDF5 or UTF-8 could not hold
@@ -428,7 +421,6 @@ def test_summaries(content: str, finish: str, text: str) -> None:
         ('{"text": "A dog."}', "stop", "no summary in the JSON"),
         ('{"summary": ["A dog."]}', "stop", "no summary in the JSON"),
         ('{"summary": "..."}', "stop", "empty summary"),
-        ('{"summary": "A."} {"summary": "B."}', "stop", f"{TWO}: A., then B."),
         ('{"summary": "A dog', "length", CUT_OFF),
         ('{"summary": "A dog', "stop", BROKEN),
         ('{"summary": "A "big" dog"}', "stop", BROKEN),

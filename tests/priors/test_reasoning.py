@@ -9,7 +9,7 @@ import pytest
 
 from bsdkit.priors.ask import Reply
 from bsdkit.priors.parse import parse_classes, parse_summary
-from bsdkit.priors.reasoning import MARKS
+from bsdkit.priors.reasoning import MARKS, cut_reasoning
 from bsdkit.taxonomy import Taxonomy
 
 TAXONOMY = Taxonomy.flat(["gong", "rain", "owl"])
@@ -118,6 +118,28 @@ def test_reasoning_is_no_answer(begin: str, end: str) -> None:
 )  # fmt: skip
 def test_marks_that_are_spoken_of_or_missing(content: str, found: str) -> None:
     assert read(content) == found
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "reason"),
+    [
+        # what the prompt shows, and the same again
+        ('As {"summary": "..."}: {"summary": "A dog."}', "A dog.", ""),
+        ('{"summary": "A dog."} {"summary": " A  dog."}', "A dog.", ""),
+        ('{"summary": "A."} {"summary": "B."}', "", "two different answers: A., then B."),
+        ("<|channel|>final<|message|>A dog.<|return|>", "A dog.", ""),
+    ],
+)
+def test_summaries(content: str, text: str, reason: str) -> None:
+    parsed = parse_summary(Reply("k", content, "stop"))
+    assert (parsed.text, parsed.reason) == (text, reason)
+
+
+@pytest.mark.parametrize(
+    "content", ["\n" * 100_000 + "<|channel|> " * 100_000, "\" '" * 100_000 + '\\"' * 100_000]
+)
+def test_nothing_is_too_long(content: str) -> None:
+    assert cut_reasoning(content) == (content, "")
 
 
 def test_every_kind_of_mark_is_tried() -> None:
