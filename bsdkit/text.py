@@ -6,12 +6,16 @@ class; and other texts may stand for the metadata, such as summaries of them.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import html
+import html.entities
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +33,15 @@ __all__ = [
     "mask_words",
     "masked",
     "named_classes",
+    "split_tags",
     "template_name",
     "with_texts",
 ]
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>|<!--.*?-->", re.DOTALL)
 _ENDING = re.compile("(" + "|".join(map(re.escape, AUDIO_SUFFIXES)) + ")+$", re.IGNORECASE)
+_ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+_NO_COMMA = re.compile(r"""(?<=['"])\s+(?=['"])""")
 _SPACE = re.compile(r"\s+")
 _SEPARATOR = re.compile(r"[_\-]+")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -50,10 +57,12 @@ class TextTemplate:
     Attributes:
         name: what a command line or recipe calls it.
         fields: columns of the clips table, in order; empty ones are left out.
-        is_clean: whether HTML is stripped, a file ending is cut from the title, and
-            underscores and hyphens in it become spaces.
+        is_clean: whether HTML entities are decoded, HTML tags stripped from the description, a
+            file ending cut from the title, underscores and hyphens in it made spaces, and lists
+            as Python and JSON write them read as tags.
         fallback: the text of a clip whose fields are all empty.
-        version: raised whenever the same metadata would give another text.
+        version: raised where all texts would be others. Where a few are, their rows are embedded
+            again without it, by the hashes of the texts, and the others are kept.
         masks: words that are cut out of every field, see `class_words`.
         texts: by clip id, what stands for the metadata; a clip without one keeps its own.
         origin: where `texts` come from; part of the spec.
@@ -80,12 +89,20 @@ class TextTemplate:
         return " | ".join(parts)
 
     def clean_fields(self, title: str, tags: str, description: str) -> dict[str, str]:
-        """Title, tags (separated by commas) and description of a clip, cleaned and masked."""
+        """Title, tags (separated by commas) and description of a clip, cleaned and masked.
+
+        Args:
+            title: its title.
+            tags: its tags, see `split_tags`.
+            description: its description.
+        """
         values = {"title": title, "tags": tags, "description": description}
         if self.is_clean:
-            values["title"] = _SEPARATOR.sub(" ", _ENDING.sub("", title.strip()))
-            values["tags"] = ", ".join(tag.strip() for tag in tags.split(",") if tag.strip())
-            values["description"] = html.unescape(_TAG.sub(" ", description))
+            values["title"] = _SEPARATOR.sub(" ", _ENDING.sub("", _decoded(title).strip()))
+            values["tags"] = ", ".join(map(_decoded, split_tags(tags)))
+            values["description"] = _decoded(_TAG.sub(" ", description))
+        # a lone surrogate has no UTF-8: it could be neither hashed nor sent
+        values = {name: v.encode("utf-8", "replace").decode() for name, v in values.items()}
         if self.masks:
             values = {name: mask_words(value, self.masks) for name, value in values.items()}
         return {name: _SPACE.sub(" ", value).strip() for name, value in values.items()}
@@ -95,6 +112,49 @@ class TextTemplate:
         values = self.clean_fields(title, tags, description)
         ended = [values[name].rstrip(". ") for name in self.fields]
         return ". ".join(part for part in ended if part) or self.fallback
+
+
+def split_tags(text: str) -> list[str]:
+    """The tags in a text: with commas between them, or a list as Python, JSON or NumPy writes it.
+
+    Spaces part no tags: "old barn" is one.
+
+    Examples:
+        >>> split_tags("dog, old barn,")
+        ['dog', 'old barn']
+        >>> split_tags("['dog', 'old barn']") == split_tags('["dog","old barn"]')
+        True
+    """
+    listed = _listed(text)
+    tags = text.split(",") if listed is None else listed
+    return [tag for tag in map(str.strip, tags) if tag]
+
+
+def _listed(text: str) -> list[str] | None:
+    """The strings of a list as Python, JSON or NumPy writes it; None where it is none."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    for read in (json.loads, _literal):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return list(map(str, found)) if all(type(x) in (str, int, float) for x in found) else None
+    return None
+
+
+def _literal(text: str) -> Any:
+    # Python would join strings that NumPy parts by spaces alone
+    return ast.literal_eval(_NO_COMMA.sub(", ", text))
+
+
+def _decoded(text: str) -> str:
+    """The text with its HTML entities decoded once; "rock&reggae" has none."""
+    return _ENTITY.sub(
+        lambda e: html.unescape(e[0]) if "#" in e[0] or e[0][1:] in html.entities.html5 else e[0],
+        text,
+    )
 
 
 TEMPLATES: dict[str, TextTemplate] = {

@@ -70,6 +70,24 @@ def test_templates(template: str, text: str) -> None:
         (("rain .", "wet", ""), "rain. wet"),
         (("", "", "gain < 5 dB and > 2 dB"), "gain < 5 dB and > 2 dB"),
         (("rain.wav.mp3", "", ""), "rain"),
+        # entities are decoded once, everywhere, and only whole ones
+        (("dog &amp; cat.wav ", "r&amp;b, l&#39;eau", "&amp;amp;"), "dog & cat. r&b, l'eau. &amp;"),
+        (("dog&nbsp;bark&#46;wav", "", "&lt;b&gt; &#x1F327;"), "dog bark. <b> 🌧"),
+        (
+            ("rock&reggae", "d&b; &nosuch;", "?a=1&copy=2"),
+            "rock&reggae. d&b; &nosuch;. ?a=1&copy=2",
+        ),
+        # lists as pandas writes them
+        (("", "['dog', \"cow's\", 'old barn']", ""), "dog, cow's, old barn"),
+        (("", ' ["dog","\\u00e9t\\u00e9", "r&amp;b", 808] ', ""), "dog, été, r&b, 808"),
+        (("", "['dog' 'old barn'\n 'owl']", ""), "dog, old barn, owl"),
+        (("", "[]", ""), "a sound"),
+        (("", '["\\ud800"]', ""), "?"),
+        # what only looks like one
+        (("", "[fx] door, [loud]", ""), "[fx] door, [loud]"),
+        (("", "['dog', ['cat']]", ""), "['dog', ['cat']]"),
+        (("", "dog old barn", ""), "dog old barn"),
+        (("", "[" * 9999 + "]" * 9999, ""), "[" * 9999 + "]" * 9999),
     ],
 )
 def test_cleaning(fields: tuple[str, str, str], text: str) -> None:

@@ -99,6 +99,7 @@ class Question:
         parse: reads a reply.
         spec: every fact that is known before the first reply.
         template: how the metadata are cleaned, and masked.
+        parser: version of `parse`, for the spec.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Question:
     parse: Callable[[Reply], Row]
     spec: Spec
     template: TextTemplate
+    parser: int = PARSER_VERSION
 
 
 def _common(
@@ -197,7 +199,7 @@ def likelihood_question(
         **prior_facts(taxonomy),
     }
     name = name or f"{PRIOR}.{slug(scorer.name)}"
-    return Question(name, "prior", prompt, parse, spec, template)
+    return Question(name, "prior", prompt, parse, spec, template, parser=1)
 
 
 def score_asks(
@@ -419,7 +421,7 @@ class Stage:
         if not answered:
             raise PriorError(f"{question.name}: no clip was answered, so there is nothing to write")
         facts = self.facts()
-        spec = {**question.spec, **facts, "parser": PARSER_VERSION}
+        spec = {**question.spec, **facts, "parser": question.parser}
         parsed = [question.parse(replies[ask.key]) for ask in answered]
         dropped: Counter[str] = Counter()
         for row in parsed:

@@ -6,15 +6,15 @@ dropped; so is `OTHER`; the rest is scaled to sum to 1; and where nothing is lef
 zeros, the mark of a missing prior. Beyond them, each drop is counted and each missing row says
 why.
 
-A reply is searched for JSON wherever it stands: in a code fence, between other words, after
-reasoning in ``<think>`` tags. Trailing commas are allowed. What is cut off is not used, not even
-its whole entries: the classes that come first would get the mass of those that are missing.
+A reply is searched for JSON wherever it stands outside of the model's reasoning: in a code fence,
+between other words. The last whole answer counts, and none where another one differs: which of
+them the model means is not known. What is cut off is not used, not even its whole entries: the
+classes that come first would get the mass of those that are missing.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections import Counter
@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.priors.ask import Reply
+from bsdkit.priors.loose_json import Members, as_number, json_values
 from bsdkit.priors.prompt import OTHER, cut_text, fold_label
+from bsdkit.priors.reasoning import cut_reasoning, without_tokens
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
     "parse_summary",
 ]
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Raised whenever the same reply would give another row or summary."""
 
 MAX_SUMMARY_CHARACTERS = 1000
@@ -50,29 +52,16 @@ _NO_ANSWER = {
     "content_filter": "stopped by the content filter",
     "rejected": "rejected by the server",
 }
+_TWO = "two different answers"
 _OTHER_POSITION = -1
 
-_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?(?:\s?%)?"
-_WHOLE_NUMBER = re.compile(_NUMBER)
-_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_TOKEN = re.compile(
-    rf"\s*+([\[\]{{}},:]|{_STRING}|{_NUMBER}|true|false|null|[-+]?(?:NaN|Infinity))", re.DOTALL
-)
-# Kinds of tokens, and those that may come next; a closing bracket may follow a comma.
-_MARKS = '[]{},:"'
-_SCALAR = "0"
-_VALUE = '[{"0'
-_ITEM = '[{"0]'
-_KEY = '"}'
-_CONSTANTS = {"true": True, "false": False, "null": None}
-_OPENING = re.compile(r"[\[{]")
-_BRACKET = re.compile(rf"{_STRING}|\\.|[\[\]{{}}]", re.DOTALL)
 # What may stand before the JSON of an answer that ran on until it was cut off.
 _LEAD = re.compile(r"\s*(?:```\w*\s*)?")
 _REFUSAL = re.compile(
     r"\W*(?:i(?:['\u2019]?m| am) (?:sorry|unable)|sorry|i can(?:not|['\u2019]?t)|as an ai)\b",
     re.IGNORECASE,
 )
+_LETTER = re.compile(r"\w")
 _SENTENCE_END = re.compile(r"[.!?](?= )")
 
 
@@ -116,8 +105,9 @@ class ParsedSummary:
 def parse_classes(reply: Reply, taxonomy: Taxonomy) -> ParsedClasses:
     """The class probabilities in a reply, whatever it holds; nothing is raised.
 
-    The first JSON value with a usable class counts: ``{"classes": [...]}``, its list alone, a
-    list of pairs of label and probability, or an object with a probability for each label.
+    The last JSON value with a usable class counts: ``{"classes": [...]}``, its list alone, a
+    list of pairs of label and probability, or an object with a probability for each label. Two
+    that give the classes other shares make the row a missing one.
     Labels may differ in case and kind of dash; a class's name does for its label if no other
     class could be meant. Numbers may stand in quotes and as percentages.
     """
@@ -125,48 +115,61 @@ def parse_classes(reply: Reply, taxonomy: Taxonomy) -> ParsedClasses:
     dropped: Counter[str] = Counter()
     mended: Counter[str] = Counter()
     labels = _labels_of(taxonomy)
-    other = math.nan
+    answers: list[tuple[float, npt.NDArray[np.float64], _Found]] = []
     for value in reading.values:
         found = _Found()
         for label, probability in _entries(value, found):
             found.take(labels, label, probability)
         share, row = found.shares(len(taxonomy))
-        if row is not None:
-            return ParsedClasses(row, share, "", found.dropped, found.mended)
-        other = share if math.isnan(other) else other
+        if not math.isnan(share):
+            answers.append((share, row, found))
         dropped += found.dropped
         mended += found.mended
-    empty = np.zeros(len(taxonomy))
-    empty.setflags(write=False)
+    other, row, found = answers[-1] if answers else (math.nan, np.zeros(len(taxonomy)), _Found())
     reason = reading.otherwise or "no class with a positive probability"
-    return ParsedClasses(empty, other, reason, dropped, mended)
+    differing = [r for o, r, _ in answers if not np.allclose([o, *r], [other, *row], atol=1e-9)]
+    if differing:
+        first, last = (_in_words(r, taxonomy) for r in (differing[0], row))
+        reason, other, row = f"{_TWO}: {first}, then {last}", math.nan, np.zeros(len(taxonomy))
+    elif row.any():
+        reason, dropped, mended = "", found.dropped, found.mended
+    row.setflags(write=False)
+    return ParsedClasses(row, other, reason, dropped, mended)
+
+
+def _in_words(row: npt.NDArray[np.float64], taxonomy: Taxonomy) -> str:
+    return f"{taxonomy.labels[row.argmax()]} {row.max():.2f}" if row.any() else OTHER
 
 
 def parse_summary(reply: Reply) -> ParsedSummary:
     """The summary in a reply, as one line of text; nothing is raised.
 
-    The first JSON object with a ``summary`` that is not empty counts. A reply that ended by
-    itself and has no JSON at all is the summary, unless it begins as refusals do.
+    The last JSON object with a ``summary`` that has a letter counts; another text in another one
+    makes the summary a missing one. A reply that ended by itself and has no JSON at all is the
+    summary, unless it begins as refusals do.
     """
     reading = _read(reply)
     reason = reading.otherwise or "no summary in the JSON"
-    texts = [
-        text
+    found = [
+        [text for key, text in value if key == "summary" and isinstance(text, str)]
         for value in reading.values
-        if isinstance(value, _Object)
-        for key, text in value
-        if key == "summary" and isinstance(text, str)
+        if isinstance(value, Members)
     ]
     if reading.is_plain:
-        if _REFUSAL.match(reading.text):
-            words = cut_text(_one_line(reading.text), _MAX_EXCERPT)
-            return ParsedSummary("", f"refused: {words}")
-        texts.append(reading.text)
-    for text in texts:
-        line = _one_line(text)
-        if line:
-            return ParsedSummary(_cut_sentence(line, MAX_SUMMARY_CHARACTERS), "")
-    return ParsedSummary("", "empty summary" if texts else reason)
+        text = without_tokens(reading.text)
+        if _REFUSAL.match(text):
+            return ParsedSummary("", f"refused: {cut_text(_one_line(text), _MAX_EXCERPT)}")
+        found.append([text])
+    # a key may stand there twice, and the example of the prompt is three dots
+    lines = [next((x for x in map(_one_line, texts) if _LETTER.search(x)), "") for texts in found]
+    lines = [line for line in lines if line]
+    differing = [line for line in lines if line != lines[-1]]
+    if differing:
+        first, last = (cut_text(line, _MAX_EXCERPT) for line in (differing[0], lines[-1]))
+        return ParsedSummary("", f"{_TWO}: {first}, then {last}")
+    if lines:
+        return ParsedSummary(_cut_sentence(lines[-1], MAX_SUMMARY_CHARACTERS), "")
+    return ParsedSummary("", "empty summary" if any(found) else reason)
 
 
 @dataclass
@@ -186,7 +189,7 @@ class _Found:
     def take(self, labels: _Labels, label: Any, probability: Any) -> None:
         """Takes or drops an entry."""
         position, is_name = labels.find(label)
-        number = _number(probability)
+        number = as_number(probability)
         if position is None:
             self.dropped["unknown label"] += 1
         elif not math.isfinite(number):
@@ -201,21 +204,19 @@ class _Found:
             if is_name:
                 self.mended["name for label"] += 1
 
-    def shares(self, n_classes: int) -> tuple[float, npt.NDArray[np.float64] | None]:
-        """The share of `OTHER`, NaN where there is no mass, and the row, None without a class."""
+    def shares(self, n_classes: int) -> tuple[float, npt.NDArray[np.float64]]:
+        """The share of `OTHER`, NaN where there is no mass, and the row, zeros without a class."""
+        row = np.zeros(n_classes)
         if not self.mass:
-            return math.nan, None
+            return math.nan, row
         # by the largest first: a sum of huge numbers would be infinite
         largest = max(self.mass.values())
         total = sum(number / largest for number in self.mass.values())
         share = self.mass.pop(_OTHER_POSITION, 0.0) / largest / total
-        if not self.mass:
-            return share, None
-        row = np.zeros(n_classes)
-        row[list(self.mass)] = list(self.mass.values())
-        row /= row.max()
-        row /= row.sum()
-        row.setflags(write=False)
+        if self.mass:
+            row[list(self.mass)] = list(self.mass.values())
+            row /= row.max()
+            row /= row.sum()
         return share, row
 
 
@@ -261,11 +262,7 @@ def _make_labels(labels: tuple[str, ...], names: tuple[str, ...]) -> _Labels:
     return _Labels(exact, folded, by_name)
 
 
-class _Object(list[tuple[str, Any]]):
-    """The members of a JSON object; a key may stand there twice."""
-
-
-def _member(members: _Object, key: str, found: _Found) -> Any:
+def _member(members: Members, key: str, found: _Found) -> Any:
     """The first value of a key; None where it is missing."""
     values = [value for name, value in members if name == key]
     if len(values) > 1:
@@ -275,15 +272,15 @@ def _member(members: _Object, key: str, found: _Found) -> Any:
 
 def _entries(value: Any, found: _Found) -> Iterator[tuple[Any, Any]]:
     """Label and probability of each entry of a JSON value."""
-    if isinstance(value, _Object) and any(
+    if isinstance(value, Members) and any(
         key == "classes" and isinstance(inner, list) for key, inner in value
     ):
         value = _member(value, "classes", found)
-    if isinstance(value, _Object):
+    if isinstance(value, Members):
         yield from value
         return
     for entry in value if isinstance(value, list) else ():
-        if isinstance(entry, _Object):
+        if isinstance(entry, Members):
             if any(key == "label" for key, _ in entry):
                 label = _member(entry, "label", found)
                 yield label, _member(entry, "probability", found)
@@ -293,18 +290,6 @@ def _entries(value: Any, found: _Found) -> Iterator[tuple[Any, Any]]:
             yield entry[0], entry[1]
         else:
             found.dropped["not an object"] += 1
-
-
-def _number(value: Any) -> float:
-    """A number, or NaN where it is none; text may hold one, also as a percentage."""
-    if isinstance(value, float):
-        return value
-    if not isinstance(value, str):
-        return math.nan
-    text = value.strip()
-    if not _WHOLE_NUMBER.fullmatch(text):
-        return math.nan
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
 @dataclass(frozen=True)
@@ -330,16 +315,15 @@ def _read(reply: Reply) -> _Reading:
         what = _NO_ANSWER[reply.finish]
         return _Reading([], f"{what}: {words}" if words else what)
     is_cut = reply.finish == "length"
-    # some chat templates open the reasoning in the request, so that only its end is in the reply
-    text, is_thinking, _ = reply.content.rpartition("</think>")[2].partition("<think>")
-    values, is_broken = _json_values(text)
+    text, mark = cut_reasoning(reply.content)
+    values, is_broken = json_values(text)
     if is_cut:
         # A whole answer may stand before words without end. Anywhere else it may be a draft.
         lead = _LEAD.match(text)
-        values = [found for found in values[:1] if lead and found[0] == lead.end()]
+        values = values if lead and values and values[0][0] == lead.end() else []
         otherwise = "cut off at max_tokens"
-    elif is_thinking:
-        otherwise = "cut off within <think>"
+    elif mark:
+        otherwise = f"cut off within {mark}"
     elif not text.strip():
         otherwise = "empty reply"
     elif is_broken:
@@ -348,119 +332,6 @@ def _read(reply: Reply) -> _Reading:
         otherwise = "" if values else "no JSON in the reply"
     is_plain = otherwise == "no JSON in the reply" and reply.finish == "stop"
     return _Reading([value for _, value in values], otherwise, text, is_plain)
-
-
-def _json_values(text: str) -> tuple[list[tuple[int, Any]], bool]:
-    """Where each JSON object or array starts, and what it is; and whether one is broken.
-
-    One inside another is not looked at, also if the outer one is broken.
-    """
-    values = []
-    is_broken = False
-    opening = _OPENING.search(text)
-    while opening:
-        start = opening.start()
-        try:
-            value, end = _decode(text, start)
-            values.append((start, value))
-        except _NotJson as error:
-            end = error.position
-            if error.has_begun:
-                is_broken = True
-                end = _closing(text, start)
-        opening = _OPENING.search(text, end)
-    return values, is_broken
-
-
-class _NotJson(Exception):
-    """What stands at `position` is not JSON; `has_begun` if more than brackets precedes it."""
-
-    def __init__(self, position: int, has_begun: bool) -> None:
-        super().__init__(position)
-        self.position = position
-        self.has_begun = has_begun
-
-
-def _closing(text: str, start: int) -> int:
-    """The end of the brackets that open at `start`; of the text where they stay open."""
-    depth = 0
-    for found in _BRACKET.finditer(text, start):
-        if found[0] in ("[", "{"):
-            depth += 1
-        elif found[0] in ("]", "}"):
-            depth -= 1
-            if not depth:
-                return found.end()
-    return len(text)
-
-
-def _decode(text: str, start: int) -> tuple[Any, int]:
-    """The JSON object or array at `start`, and where it ends; every number is a float.
-
-    The standard library's reader recurses, refuses trailing commas and numbers of many digits.
-
-    Raises:
-        _NotJson: it is none, or it does not end.
-    """
-    stack: list[list[Any]] = []
-    keys: list[str] = []
-    wanted = "[{"
-    has_begun = False
-    position = start
-    while True:
-        found = _TOKEN.match(text, position)
-        if found is None:
-            raise _NotJson(position, has_begun)
-        token = found[1]
-        kind = token[0] if token[0] in _MARKS else _SCALAR
-        if kind not in wanted:
-            raise _NotJson(position, has_begun)
-        position = found.end()
-        if kind == ",":
-            wanted = _KEY if isinstance(stack[-1], _Object) else _ITEM
-        elif kind == ":":
-            wanted = _VALUE
-        elif kind == "{":
-            stack.append(_Object())
-            wanted = _KEY
-        elif kind == "[":
-            stack.append([])
-            wanted = _ITEM
-        elif wanted == _KEY and kind == '"':
-            keys.append(_unquoted(token))
-            has_begun = True
-            wanted = ":"
-        else:
-            if kind in "]}":
-                value: Any = stack.pop()
-                if not stack:
-                    return value, position
-            else:
-                value = _scalar(token)
-                has_begun = True
-            holder = stack[-1]
-            is_object = isinstance(holder, _Object)
-            holder.append((keys.pop(), value) if is_object else value)
-            wanted = ",}" if is_object else ",]"
-
-
-def _scalar(token: str) -> Any:
-    """The string, number or constant that a token stands for."""
-    if token.startswith('"'):
-        return _unquoted(token)
-    if token in _CONSTANTS:
-        return _CONSTANTS[token]
-    return _number(token)  # NaN for Infinity too: neither is JSON
-
-
-def _unquoted(token: str) -> str:
-    """The text of a JSON string; as it stands where an escape in it is wrong."""
-    if "\\" not in token:
-        return token[1:-1]
-    try:
-        return str(json.loads(token, strict=False))
-    except ValueError:
-        return token[1:-1]
 
 
 def _one_line(text: str) -> str:

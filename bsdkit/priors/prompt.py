@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bsdkit.dataset import Clips
 from bsdkit.priors.ask import Prompt
 from bsdkit.taxonomy import Taxonomy, TaxonomyClass
-from bsdkit.text import TEMPLATES, TextTemplate
+from bsdkit.text import TEMPLATES, TextTemplate, split_tags
 
 __all__ = [
     "CLASS_PROMPT_VERSION",
@@ -50,7 +50,7 @@ SUMMARY_PROMPT_VERSION = 1
 """Raised whenever `summary_prompt` would give other words."""
 
 CONTENT_VERSION = 1
-"""Raised whenever the same metadata would give another user message."""
+"""Raised where all user messages would be others; clips with another message are asked again."""
 
 OTHER = "other"
 """What a model answers for sounds that no class covers."""
@@ -206,7 +206,7 @@ def clip_content(
 
     Args:
         title: its title.
-        tags: its tags, comma-separated.
+        tags: its tags, see `split_tags`.
         description: its description; cut at `MAX_FIELD_CHARACTERS`.
         duration: seconds; NaN where unknown.
         template: which fields are in it, and whether they are cleaned.
@@ -219,11 +219,10 @@ def clip_content(
     fields: dict[str, Any] = {}
     for name in ("title", "tags", "description"):
         if name in template.fields:
-            # a lone surrogate has no UTF-8 and could not be sent
-            sound = cleaned[name].encode("utf-8", "replace").decode("utf-8")
-            fields[name] = cut_text(_CONTROL.sub(r"\g<0> ", sound).strip(), MAX_FIELD_CHARACTERS)
+            sound = _CONTROL.sub(r"\g<0> ", cleaned[name]).strip()
+            fields[name] = cut_text(sound, MAX_FIELD_CHARACTERS)
     if "tags" in fields:
-        fields["tags"] = [tag.strip() for tag in fields["tags"].split(",") if tag.strip()]
+        fields["tags"] = split_tags(fields["tags"])
     if math.isfinite(duration):
         fields["duration_seconds"] = round(float(duration), 1)
     kept = {name: value for name, value in fields.items() if value not in ("", [])}

@@ -162,6 +162,8 @@ def test_an_answer_is_read_as_it_comes() -> None:
     assert read("content_filter", content=None) == Reply("k", "", "content_filter")
     assert read(None, content="a") == read("tool_calls", content="a") == Reply("k", "a", "stop")
     assert read(content=[{"text": "a"}, {"image": 1}, {"text": "b"}]) == Reply("k", "ab", "stop")
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a"}]
+    assert read(content=parts) == Reply("k", "a", "stop")
     assert read(content="", refusal="no") == Reply("k", "no", "refusal")
     assert read("error", content="a") is None
     for body in ({}, [], None, "a", {"choices": []}, {"choices": [3]}, {"choices": [{}]}):

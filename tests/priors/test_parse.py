@@ -90,8 +90,8 @@ GOOD_ROW = {"fx-a": 0.75, "ss-n": 0.25}
         f'[1, 2] {{}} ["fx-a"] {{"note": "n"}} {GOOD}',
         # what is broken is passed over, with all that is inside it
         f'[{{"m-m": 0.9}}, "a" "b"] {GOOD}',
-        # the first that can be used counts
-        GOOD + listed(("m-m", 1.0)),
+        # said twice; and one that does not end, or is a draft
+        GOOD + "\nOnce more: " + GOOD.replace("0.6", '"60%"'),
         GOOD + '{"classes": [{"label": "m-',
         GOOD + "<think>" + listed(("m-m", 1.0)),
         listed(("fx-a", 6e307), ("ss-n", 2e307), ("other", 2e307)),
@@ -233,6 +233,7 @@ NO_CLASS = "no class with a positive probability"
 NO_JSON = "no JSON in the reply"
 BROKEN = "broken or cut-off JSON in the reply"
 CUT_OFF = "cut off at max_tokens"
+TWO = "two different answers"
 HALF = GOOD[: GOOD.index('"ss-n"') + 3]
 
 
@@ -266,6 +267,10 @@ HALF = GOOD[: GOOD.index('"ss-n"') + 3]
         ('{"fx-a": 0.7, "fx-m": 0.3]', "stop", BROKEN),
         ("<think>Perhaps " + GOOD, "stop", "cut off within <think>"),
         ("<think>Perhaps " + GOOD, "length", CUT_OFF),
+        (GOOD + "\nNo: " + listed(("m-m", 1)), "stop", f"{TWO}: fx-a 0.75, then m-m 1.00"),
+        (GOOD + listed(("fx-a", 1)) + GOOD, "stop", f"{TWO}: fx-a 1.00, then fx-a 0.75"),
+        (GOOD + '{"other": 1}', "stop", f"{TWO}: fx-a 0.75, then other"),
+        (GOOD + listed(("m-m", 1)) + " so", "length", f"{TWO}: fx-a 0.75, then m-m 1.00"),
         # a draft: the end of its reasoning is missing
         ("Okay, perhaps " + GOOD + " but then", "length", CUT_OFF),
         # a piece of it, cut between words
@@ -415,6 +420,7 @@ def test_summaries(content: str, finish: str, text: str) -> None:
         ("\x00", "stop", "empty summary"),
         ('{"text": "A dog."}', "stop", "no summary in the JSON"),
         ('{"summary": ["A dog."]}', "stop", "no summary in the JSON"),
+        ('{"summary": "..."}', "stop", "empty summary"),
         ('{"summary": "A dog', "length", CUT_OFF),
         ('{"summary": "A dog', "stop", BROKEN),
         ('{"summary": "A "big" dog"}', "stop", BROKEN),

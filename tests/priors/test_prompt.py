@@ -145,6 +145,12 @@ def test_versions_stand_for_the_words() -> None:
             {"title": "雨", "description": "été", "duration_seconds": 0.0},
         ),
         (("", "", "x", math.inf), {"description": "x"}),
+        # cleaned as for text encoders
+        (
+            ("dog &amp;amp; cat", "['dog', 'r&amp;b']", "&lt;br&gt; it&#39;s"),
+            {"title": "dog &amp; cat", "tags": ["dog", "r&b"], "description": "< br> it's"},
+        ),
+        (("", '["dog","old barn"]', ""), {"tags": ["dog", "old barn"]}),
         # what no server can be sent
         (("a\udc80", "", ""), {"title": "a?"}),
         # tokens of a chat template, also with full-width bars and out of entities

@@ -381,9 +381,10 @@ def read_answer(key: str, body: object) -> Reply | None:
     if not isinstance(message, dict) or choice.get("finish_reason") == "error":
         return None
     content = message.get("content")
-    if isinstance(content, list):  # parts, as some servers answer
-        parts = [part.get("text") for part in content if isinstance(part, dict)]
-        content = "".join(part for part in parts if isinstance(part, str))
+    if isinstance(content, list):  # parts, as some servers answer; reasoning may be one
+        parts = [part for part in content if isinstance(part, dict)]
+        texts = [p.get("text") for p in parts if p.get("type", "text") in ("text", "output_text")]
+        content = "".join(text for text in texts if isinstance(text, str))
     finish = choice.get("finish_reason")
     finish = finish if finish in ("length", "content_filter") else "stop"
     refusal = message.get("refusal")
