@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,20 @@ class Clips:
     def is_labelled(self) -> bool:
         """Whether every clip has a label."""
         return bool(len(self)) and bool((self.labels >= 0).all())
+
+    def rows(self, index: npt.NDArray[np.integer]) -> Clips:
+        """The same of some clips, in that order."""
+        arrays = {
+            f.name: value[index]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        return replace(
+            self,
+            **arrays,
+            audio=[self.audio[i] for i in index.tolist()],
+            columns={name: values[index] for name, values in self.columns.items()},
+        )
 
     def positions(self, ids: Iterable[str]) -> npt.NDArray[np.int64]:
         """Row numbers of clip ids.

@@ -63,10 +63,7 @@ authors:
 
 def part_of(clips: Clips, rows: np.ndarray) -> Clips:
     """Some of a table's clips."""
-    fields = ("ids", "labels", "confidence", "uploader", "licence", "title", "tags",
-              "description", "duration", "sha256")  # fmt: skip
-    found = {name: getattr(clips, name)[rows] for name in fields}
-    return replace(clips, **found, audio=[None] * len(rows))
+    return clips.rows(rows)
 
 
 def part_of_store(
