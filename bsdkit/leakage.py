@@ -56,6 +56,7 @@ class GroupAudit:
         parts = []
         if self.n_shared:
             many = f"{self.name}s" if self.name.isalpha() else f"groups by {self.name}"
+            many = self.name if self.n_shared == 1 and self.name.isalpha() else many
             parts.append(f"{self.n_shared} {many} on two sides")
         elif self.n_known == n_clips:
             parts.append(f"no {self.name} on two sides")

@@ -62,7 +62,7 @@ def store_verify(
     opened = Store(store)
     list_texts(opened.path)  # refuses damaged ones
     reports = verify_store(opened)
-    show(verification_table(reports))
+    show(verification_table(reports, opened.clips))
     if not reports:
         raise DatasetError(f"{store} has no feature; embed one with bsdkit extract --store {store}")
     if any(report.faults for report in reports):

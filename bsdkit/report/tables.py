@@ -11,7 +11,8 @@ from rich.text import Text
 from bsdkit.backbones.base import Backbone
 from bsdkit.backbones.diagnosis import diagnose
 from bsdkit.dataset import Clips, FilterReport
-from bsdkit.leakage import said_of
+from bsdkit.dataset.groups import copies
+from bsdkit.leakage import NEAR_COSINE, said_of
 from bsdkit.metrics import METRICS, Comparison, Interval, Scores
 from bsdkit.priors.audit import PriorAudit
 from bsdkit.report.table import Column, Table, columns
@@ -160,6 +161,12 @@ def protocol_notes(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             "imported without folds, so unverified out-of-fold: "
             + ", ".join(result["on_their_word"])
+        )
+    near = result.get("near_copies")
+    if near:
+        lines.append(
+            f"near-copies across folds (cosine above {NEAR_COSINE} in {near['feature']}): "
+            f"{near['n_clips']} clips"
         )
     if result["weights_are_given"]:
         lines.append("the weights are given: whoever chose them may have seen these clips")
@@ -324,21 +331,26 @@ def store_table(clips: Clips, infos: Sequence[FeatureInfo], texts: Sequence[Text
     return table
 
 
-def verification_table(reports: Sequence[FeatureReport]) -> Table:
-    """One row a feature and a line for whatever is wrong."""
-    heading = ("feature", "rows", "missing", "failed", "copies", "verdict")
+def verification_table(reports: Sequence[FeatureReport], clips: Clips) -> Table:
+    """One row a feature and a line for whatever is wrong, and what the clips have in common."""
+    heading = ("feature", "rows", "missing", "failed", "copies", "near-copies", "verdict")
     table = Table(columns(*heading, left=["feature", "verdict"]))
     for report in reports:
         n_failed = sum(report.failures.values())
         verdict = (
             "BROKEN" if report.faults else "incomplete" if report.n_missing or n_failed else "ok"
         )
-        counts = (report.n_rows, report.n_missing, n_failed, report.n_duplicates)
+        counts = (report.n_rows, report.n_missing, n_failed, report.n_duplicates, report.n_near)
         table.add(report.feature, *map(str, counts), verdict)
         lines = [*report.faults, *(f"{n} failed: {why}" for why, n in report.failures.items())]
         if report.first_missing:
             lines.append(f"missing, e.g. {', '.join(report.first_missing)}")
         table.notes += [f"{report.feature}: {line}" for line in lines]
+    n_equal, n_unread = int(copies(clips).sum()), int((clips.sound == "").sum())
+    if n_equal:
+        table.notes.append(f"{n_equal} clips have an equal sound under another id")
+    if n_unread:
+        table.notes.append(f"the sounds of {n_unread} of {len(clips)} clips are not known")
     return table
 
 

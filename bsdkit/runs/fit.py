@@ -19,6 +19,7 @@ from bsdkit.errors import RecipeError
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.recipe.schema import Recipe
 from bsdkit.runs.folder import Run, load_run, write_run
+from bsdkit.runs.near import audio_feature, near_copies
 from bsdkit.runs.results import ProtocolResult
 from bsdkit.runs.scoring import chain_steps, objective_of, score_protocol
 from bsdkit.store.store import Store
@@ -115,7 +116,10 @@ def fit_recipe(
         "n_classes": len(clips.taxonomy),
         "mapped": recipe.mapped,
         "missing": {name: n for name, n in trainer.n_missing.items() if n},
-        "protocols": {name: result.metrics for name, result in results.items()},
+        "protocols": {
+            name: {**result.metrics, "near_copies": _near_copies(trainer, result)}
+            for name, result in results.items()
+        },
     }
     facts = {
         "bsdkit": __version__,
@@ -152,3 +156,16 @@ def fit_recipe(
     )
     seconds = time.perf_counter() - started
     return FitResult(folder, metrics, trainer.n_trained, trainer.n_reused, seconds)
+
+
+def _near_copies(trainer: MemberTrainer, result: ProtocolResult) -> dict[str, Any] | None:
+    """Clips of two folds that an audio feature of the recipe can hardly tell apart."""
+    name = audio_feature({name: info.spec for name, info in trainer.infos.items()})
+    if not name:
+        return None
+    features = trainer.store.features([name])
+    labels = trainer.store.clips.labels
+    found = near_copies(
+        features.arrays[name], ~features.is_missing[:, 0], result.split.fold, labels
+    )
+    return {"feature": name, "n_pairs": found.n_pairs, "n_clips": found.n_clips}

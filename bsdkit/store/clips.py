@@ -40,7 +40,8 @@ def write_clips(path: Path, clips: Clips) -> None:
         file.attrs["classes"] = json.dumps([vars(c) for c in clips.taxonomy.classes])
         write_strings(file, "id", clips.ids.tolist())
         write_strings(file, "sha256", clips.sha256.tolist())
-        write_strings(file, "sound", clips.sound.tolist())
+        if not np.array_equal(clips.sound, clips.sha256):
+            write_strings(file, "sound", clips.sound.tolist())
         for name in _SHORT + _LONG:
             write_texts(file, name, getattr(clips, name).tolist())
         file.create_dataset("label", data=clips.labels)
@@ -74,7 +75,7 @@ def read_clips(path: Path) -> Clips:
             confidence=file["confidence"][()],
             duration=file["duration"][()],
             sha256=read_strings(file, "sha256"),
-            # a table that was written before sounds were compared knows equal files alone
+            # they are the same where no two files hold equal sounds, or before sounds were compared
             sound=read_strings(file, "sound" if "sound" in file else "sha256"),
             columns=_read_columns(file["columns"]) if "columns" in file else {},
             audio=[None] * len(ids),

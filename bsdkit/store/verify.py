@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
+from bsdkit.leakage import near_duplicates
 from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
 from bsdkit.store.kinds import kind_of, spec_hash
 from bsdkit.store.store import Store
@@ -38,6 +39,7 @@ class FeatureReport:
         n_missing: clips of the table without a row.
         failures: number of failed rows by reason.
         n_duplicates: rows whose numbers equal those of an earlier row (copies of a sound).
+        n_near: rows of an audio embedding that another row is nearly the same as.
         faults: what makes the file unusable; empty when all is well.
         first_missing: the first clips without a row.
     """
@@ -47,6 +49,7 @@ class FeatureReport:
     n_missing: int
     failures: dict[str, int]
     n_duplicates: int
+    n_near: int
     faults: tuple[str, ...]
     first_missing: tuple[str, ...]
 
@@ -61,7 +64,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
             name = f"{info.feature}@{info.spec_hash[:12]}"
             rows = read_feature(path, with_segments=True)
         except CorruptStore as error:
-            reports.append(FeatureReport(name, 0, 0, {}, 0, (str(error),), ()))
+            reports.append(FeatureReport(name, 0, 0, {}, 0, 0, (str(error),), ()))
             continue
         faults = []
         if rows.checksum() != info.checksum:
@@ -96,11 +99,17 @@ def verify_store(store: Store) -> list[FeatureReport]:
                 n_missing=len(missing),
                 failures=dict(Counter(rows.reasons[~is_ok])),
                 n_duplicates=int(is_ok.sum()) - len(unique),
+                n_near=_n_near(values) if info.spec.get("kind") == "audio" and not n_bad else 0,
                 faults=tuple(faults),
                 first_missing=tuple(missing[:5]),
             )
         )
     return reports
+
+
+def _n_near(values: npt.NDArray[np.float32]) -> int:
+    everyone = np.arange(len(values))
+    return near_duplicates(values, everyone, np.zeros(len(values), np.int64)).n_clips
 
 
 def _older_than_source(info: FeatureInfo, rows: FeatureRows, store: Store) -> list[str]:

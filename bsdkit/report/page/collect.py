@@ -26,7 +26,7 @@ from bsdkit.errors import (
     TaxonomyError,
     nearest,
 )
-from bsdkit.leakage import NearDuplicates, near_duplicates
+from bsdkit.leakage import NearDuplicates
 from bsdkit.location import as_location, is_remote
 from bsdkit.metrics import confusion_matrix
 from bsdkit.report.page import (
@@ -44,6 +44,7 @@ from bsdkit.report.page import (
     write_page,
 )
 from bsdkit.runs.folder import Run, load_run
+from bsdkit.runs.near import audio_feature, near_copies
 from bsdkit.splits import Split, shared_groups
 from bsdkit.stats import principal_axes
 from bsdkit.store.feature import OK, read_feature
@@ -307,18 +308,12 @@ def _embedding(
 
 def _duplicates(run: Run, store: Store, split: Split) -> tuple[NearDuplicates | None, str]:
     """Near-duplicates in the first audio feature, or in the first embedding at all."""
-    specs = {name: fact["spec"] for name, fact in run.facts["features"].items()}
-    names = [name for name, spec in specs.items() if kind_of(spec).is_embedding]
-    # the imported do not say what they are made from, but by their names
-    names.sort(key=lambda n: specs[n].get("kind") != "audio" and not n.endswith(".audio"))
-    if not names:
+    name = audio_feature({name: fact["spec"] for name, fact in run.facts["features"].items()})
+    if not name:
         return None, ""
-    (array,), is_there = _embedding(run, store, (names[0],))
+    (array,), is_there = _embedding(run, store, (name,))
     rows = split.tested
-    X = np.where(is_there[rows, None], array[rows], np.float32(0))
-    if not is_there[rows].any():
-        return None, ""
-    return near_duplicates(X, split.fold[rows], run.clips.labels[rows]), names[0]
+    return near_copies(array[rows], is_there[rows], split.fold[rows], run.clips.labels[rows]), name
 
 
 def _maps(
