@@ -134,15 +134,20 @@ class NearDuplicates:
 
     Attributes:
         n_pairs: how many pairs.
-        n_clips: how many clips stand in one.
+        rows: those that stand in one, ascending.
         n_same_label: pairs of one class.
         examples: (row, row, cosine) of some pairs, nearest first.
     """
 
     n_pairs: int
-    n_clips: int
+    rows: tuple[int, ...]
     n_same_label: int
     examples: tuple[tuple[int, int, float], ...]
+
+    @property
+    def n_clips(self) -> int:
+        """How many clips stand in a pair."""
+        return len(self.rows)
 
 
 def near_duplicates(
@@ -168,7 +173,7 @@ def near_duplicates(
     """
     length = np.linalg.norm(X, axis=1, keepdims=True)
     if not length.any():
-        return NearDuplicates(0, 0, 0, ())
+        return NearDuplicates(0, (), 0, ())
     unit = np.divide(X, length, out=np.zeros_like(X), where=length > 0)
     axes, _ = principal_axes(X[length[:, 0] > 0], _SIEVE_AXES, n_iterations=3)
     sieve = (unit @ axes).astype(np.float32)
@@ -197,4 +202,4 @@ def near_duplicates(
         best += [(float(found[k]), int(first[k]), int(second[k])) for k in nearest]
         best = sorted(best, key=lambda pair: (-pair[0], pair[1:]))[:n_examples]
     examples = tuple((a, b, min(value, 1.0)) for value, a, b in best)
-    return NearDuplicates(n_pairs, int(in_pair.sum()), n_same, examples)
+    return NearDuplicates(n_pairs, tuple(np.flatnonzero(in_pair).tolist()), n_same, examples)

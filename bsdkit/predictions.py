@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bsdkit.csvfile import lines_of_ids, read_csv_rows, write_csv_rows
 from bsdkit.dataset import ID_COLUMNS
 from bsdkit.errors import DatasetError, UnknownClass
-from bsdkit.taxonomy import Taxonomy
+from bsdkit.taxonomy import Taxonomy, TaxonomyClass
 
 __all__ = [
     "PREDICTION_COLUMNS",
@@ -25,6 +25,7 @@ __all__ = [
 PREDICTION_COLUMNS = ("prediction", "predicted_bst_second_level_class")
 """Names of the column of predicted labels: that of a prediction file, of a submission."""
 
+_NONE = "no prediction"
 _TRUTH_COLUMNS = ("ground_truth", "class", "label")
 
 
@@ -36,11 +37,33 @@ class Predictions:
         ids: clip ids [n].
         y_true: true class positions [n].
         y_pred: predicted class positions [n].
+        taxonomy: the classes, and where some clips have no prediction a last one that stands for
+            that, of a family of its own: such a clip is wrong and lowers the precision of none.
+        uncovered: ids of labelled clips without a prediction.
+        is_covered_only: whether these were left out.
     """
 
     ids: tuple[str, ...]
     y_true: npt.NDArray[np.int64]
     y_pred: npt.NDArray[np.int64]
+    taxonomy: Taxonomy
+    uncovered: tuple[str, ...] = ()
+    is_covered_only: bool = False
+
+    def notes(self) -> list[str]:
+        """How many labelled clips have no prediction, and what became of them."""
+        if not self.uncovered:
+            return []
+        what = (
+            "left out of the scores"
+            if self.is_covered_only
+            else "scored as wrong; --covered-only leaves them out"
+        )
+        n = len(self.ids) + (len(self.uncovered) if self.is_covered_only else 0)
+        return [
+            f"{len(self.uncovered)} of {n} labelled clips have no prediction, e.g. "
+            f"{self.uncovered[0]}: {what}"
+        ]
 
 
 def flat_taxonomy(path: Path, labels: Path | None = None) -> Taxonomy:
@@ -95,14 +118,18 @@ def _encode(
     return np.array(positions, np.int64)
 
 
-def read_predictions(path: Path, taxonomy: Taxonomy, labels: Path | None = None) -> Predictions:
+def read_predictions(
+    path: Path, taxonomy: Taxonomy, labels: Path | None = None, *, covered_only: bool = False
+) -> Predictions:
     """The predictions in a CSV with the columns sound_id, ground_truth, prediction.
 
     Args:
         path: the predictions.
         taxonomy: the classes.
         labels: a CSV with sound_id and class (or ground_truth), instead of the column
-            ground_truth; it may name more clips than were predicted, but not fewer.
+            ground_truth; it must name all clips that were predicted.
+        covered_only: whether labelled clips without a prediction are left out; else they count
+            as wrong.
 
     Raises:
         DatasetError: a column is missing, an id stands twice or has no label, or a class is
@@ -124,11 +151,22 @@ def read_predictions(path: Path, taxonomy: Taxonomy, labels: Path | None = None)
             f"{source} has no class for {len(missing)} of {len(ids)} predicted clips, "
             f"e.g. {missing[0]!r}"
         )
-    return Predictions(
-        ids,
-        _encode(source, truth, truth_lines, ids, taxonomy),
-        _encode(path, predicted, lines, ids, taxonomy),
+    covered = tuple(clip for clip in ids if predicted[clip])
+    uncovered = tuple(
+        clip
+        for clip, label in truth.items()
+        if label and not predicted.get(clip) and not taxonomy.reason_to_drop(label, -1)
     )
+    if covered_only and not covered:
+        raise DatasetError(f"{path} predicts no class for any clip; there is nothing to score")
+    scored = covered if covered_only else covered + uncovered
+    y_pred = _encode(path, predicted, lines, covered, taxonomy)
+    if uncovered and not covered_only:
+        none = TaxonomyClass(_NONE, _NONE, name=_NONE)
+        y_pred = np.append(y_pred, np.full(len(uncovered), len(taxonomy)))
+        taxonomy = Taxonomy(taxonomy.name, [*taxonomy.classes, none])
+    y_true = _encode(source, truth, truth_lines, scored, taxonomy)
+    return Predictions(scored, y_true, y_pred, taxonomy, uncovered, covered_only)
 
 
 def write_predictions(

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bsdkit.errors import DatasetError
+from bsdkit.metrics import evaluate
 from bsdkit.predictions import read_predictions, write_predictions
 from bsdkit.taxonomy import BST
 
@@ -42,7 +43,7 @@ def test_reads_a_submission_against_a_file_of_labels(tmp_path: Path) -> None:
     assert BST.decode(found.y_pred) == ["fx-v", "ss-n"]
     # a file of labels goes before a column of the predictions
     both = write(tmp_path / "b.csv", WITH_TRUTH + "9,m-m,fx-v,0.5\n")
-    assert BST.decode(read_predictions(both, BST, labels).y_true) == ["fx-a"]
+    assert BST.decode(read_predictions(both, BST, labels).y_true) == ["fx-a", "ss-n"]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,6 @@ def test_reads_a_submission_against_a_file_of_labels(tmp_path: Path) -> None:
             None,
             "p.csv line 3: 'm-mm' is not a class of taxonomy 'bst': did you mean 'm-m'?",
         ),
-        (WITH_TRUTH + "1,fx-a,,1\n", None, "p.csv line 2: '' is not a class"),
         (WITH_TRUTH + "1,fx-z,fx-a,1\n", None, "p.csv line 2: 'fx-z' is not a class"),
         (
             WITH_TRUTH + "1,fx-a,fx-a,1\n2,,fx-a,1\n",
@@ -93,6 +93,24 @@ def test_faults(tmp_path: Path, predictions: str, labels: str | None, message: s
     with pytest.raises(DatasetError) as caught:
         read_predictions(path, BST, labels_path)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_labelled_clips_without_a_prediction_are_wrong_or_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.csv", SUBMISSION + "1,fx-a,1\n2,m-m,1\n3,,1\n")
+    labels = write(tmp_path / "l.csv", "id,class\n1,fx-a\n2,m-m\n3,m-m\n4,ss-n\n5,fx-other\n6,\n")
+    found = read_predictions(path, BST, labels)
+    assert found.ids == ("1", "2", "3", "4") and found.uncovered == ("3", "4")
+    assert "2 of 4 labelled clips have no prediction, e.g. 3: scored as wrong" in found.notes()[0]
+    scores = evaluate(found.y_true, found.y_pred, found.taxonomy, warn=False)
+    # fx-a right; m-m one of two right, and what is predicted as m-m is right; ss-n never met
+    assert scores["hF_strict"] == pytest.approx((1 + 2 * 0.5 / 1.5 + 0) / 3)
+    assert scores["accuracy"] == 0.5 and scores.never_predicted == ("ss-n",)
+    only = read_predictions(path, BST, labels, covered_only=True)
+    assert only.ids == ("1", "2") and only.taxonomy == BST
+    assert "2 of 4 labelled clips have no prediction, e.g. 3: left out" in only.notes()[0]
+    empty = write(tmp_path / "e.csv", WITH_TRUTH + "1,fx-a,,1\n")
+    with pytest.raises(DatasetError, match="predicts no class for any clip"):
+        read_predictions(empty, BST, covered_only=True)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

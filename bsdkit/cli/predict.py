@@ -126,8 +126,20 @@ def check_command(
 @command(app, "evaluate")
 def evaluate_command(
     predictions: Annotated[
-        Path, typer.Argument(help="CSV: sound_id, ground_truth, prediction, prediction_score.")
+        Path,
+        typer.Argument(
+            help="CSV: sound_id, ground_truth, prediction, prediction_score; or a run folder."
+        ),
     ],
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            "--on",
+            parser=as_location,
+            metavar="STORE",
+            help="With a run: a labelled store that it never saw.",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(help="CSV with sound_id and class, used instead of ground_truth."),
@@ -136,12 +148,21 @@ def evaluate_command(
     json_output: Annotated[
         bool, typer.Option("--json", help="Print one JSON object of fractions.")
     ] = False,
+    covered_only: Annotated[
+        bool,
+        typer.Option(
+            "--covered-only", help="Leave labelled clips without a prediction out of the score."
+        ),
+    ] = False,
     per_class: Annotated[bool, typer.Option(help="Print a row a class.")] = True,
     resamples: Annotated[
         int, typer.Option(min=2, help="Bootstrap draws for the intervals.")
     ] = 2000,
 ) -> None:
-    """Score a prediction file as the organisers do, with intervals."""
+    """Score a prediction file as the organisers do, or a run on a store that it never saw."""
+    if on is not None or predictions.is_dir():
+        _evaluate_run(predictions, on, json_output)
+        return
     from bsdkit.metrics import bootstrap, evaluate
     from bsdkit.predictions import flat_taxonomy, read_predictions
     from bsdkit.report.tables import evaluation_tables
@@ -149,12 +170,35 @@ def evaluate_command(
 
     is_flat = taxonomy == "flat"
     tree = flat_taxonomy(predictions, labels) if is_flat else load_taxonomy(taxonomy)
-    read = read_predictions(predictions, tree, labels)
-    scores = evaluate(read.y_true, read.y_pred, tree, warn=False)
+    read = read_predictions(predictions, tree, labels, covered_only=covered_only)
+    scores = evaluate(read.y_true, read.y_pred, read.taxonomy, warn=False)
     if json_output:
         import json
 
-        typer.echo(json.dumps(scores.to_dict()))
+        typer.echo(json.dumps({**scores.to_dict(), "n_uncovered": len(read.uncovered)}))
         return
-    intervals = bootstrap(read.y_true, read.y_pred, tree, n_resamples=resamples)
-    show(*evaluation_tables(scores, intervals, per_class=per_class))
+    intervals = bootstrap(read.y_true, read.y_pred, read.taxonomy, n_resamples=resamples)
+    tables = evaluation_tables(scores, intervals, per_class=per_class)
+    tables[0].notes += read.notes()
+    show(*tables)
+
+
+def _evaluate_run(folder: Path, on: Path | None, json_output: bool) -> None:
+    from bsdkit.report.tables import chain_title, test_table
+    from bsdkit.runs.evaluation import evaluate_run
+    from bsdkit.runs.folder import load_run
+    from bsdkit.store.store import Store
+
+    if on is None:
+        raise DatasetError(
+            f"{folder} is a folder: say --on STORE to score a run on a labelled store, or give "
+            f"the file {folder / 'predictions.csv'}"
+        )
+    run = load_run(folder)
+    found = evaluate_run(run, Store(on))
+    if json_output:
+        import json
+
+        typer.echo(json.dumps(found))
+        return
+    show(test_table(found, chain_title(run.metrics["protocols"][run.split]["ensemble"])))

@@ -124,8 +124,8 @@ def apply_map(data: Mapping[str, Any], names: NameMap) -> dict[str, Any]:
         return here
 
     mapped = dict(data)
-    if "store" in mapped:
-        mapped["store"] = new(names.store, mapped["store"])
+    for place in {"store", "test"} & mapped.keys():
+        mapped[place] = new(names.store, mapped[place])
     if isinstance(mapped.get("members"), dict):
         mapped["members"] = {
             name: _member(member, names, new) if isinstance(member, dict) else member

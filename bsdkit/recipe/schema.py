@@ -203,6 +203,8 @@ class Recipe(BaseModel):
         folds: how many, for all but ``official`` and ``file``.
         split_seed: of the folds.
         split_file: a CSV of ids and folds.
+        test: a second labelled store that the finished run is scored on; nothing is selected or
+            learned on it.
         seeds: models a fold.
         validation: share of the training rows that chooses the best epoch.
         members: by name.
@@ -230,6 +232,7 @@ class Recipe(BaseModel):
     folds: int = Field(5, ge=2)
     split_seed: int = OFFICIAL_SEED
     split_file: str | None = None
+    test: str | None = None
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     validation: float = Field(0.2, ge=0, lt=1)
     members: dict[Name, MemberRecipe] = Field(min_length=1)
@@ -352,7 +355,9 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """The recipe with every default written out."""
         said = self.model_dump(mode="json")
-        said = {k: v for k, v in said.items() if v is not None or k not in ("rerank", "adjust")}
+        said = {
+            k: v for k, v in said.items() if v is not None or k not in ("rerank", "adjust", "test")
+        }
         return str(yaml.safe_dump(said, sort_keys=False, width=100))
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "shown_interval",
     "shown_p",
     "store_table",
+    "test_table",
     "verification_table",
 ]
 
@@ -138,7 +139,69 @@ def fit_tables(metrics: Mapping[str, Any]) -> list[Table]:
             lines.append(RULE)
         tables[-1].notes += [*lines, *protocol_notes(result), ""]
     tables[-1].notes += caveats(metrics)
+    if "test" in metrics:
+        title = chain_title(metrics["protocols"][metrics["headline"]]["ensemble"])
+        tables.append(test_table(metrics["test"], title))
     return tables
+
+
+def test_table(result: Mapping[str, Any], ensemble: str) -> Table:
+    """A run on a store that it never saw: each member, the ensemble, and what they share.
+
+    Args:
+        result: what `evaluate_run` found.
+        ensemble: what the ensemble is called.
+    """
+    heading = ("never seen", "hF", "hF_strict", "95 % interval", "hA", "accuracy")
+    table = Table(
+        columns(*heading, left=["never seen"]),
+        f"{result['store']}: {result['n_tested']} clips that the run never saw; nothing was "
+        "selected on them",
+        notes=_test_notes(result),
+    )
+    for name, scores in result["scores"].items():
+        table.add(
+            name or ensemble,
+            percent(scores["hF"]["value"]),
+            percent(scores["hF_strict"]["value"]),
+            shown_interval(scores["hF_strict"]),
+            percent(scores["hA"]["value"]),
+            percent(scores["accuracy"]["value"]),
+            style="" if name else "bold",
+            rule=not name,
+        )
+    return table
+
+
+test_table.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test
+
+
+def _test_notes(result: Mapping[str, Any]) -> list[str]:
+    audit, n = result["audit"], result["n_tested"]
+    notes = [
+        f"left out of {audit['n_clips']}: {audit['n_unlabelled']} without a label, "
+        f"{audit['n_trained_on']} trained on, {audit['n_equal']} copies of clips trained on",
+        f"uploader known for {audit['n_uploader_known']} of {n} clips: "
+        f"{audit['n_shared_uploaders']} of {audit['n_uploaders']} uploaders are in training too "
+        f"({audit['n_of_shared_uploaders']} clips)",
+        f"near-copies of training clips were not looked for: {audit['near_in']}"
+        if audit["n_near"] is None
+        else f"near-copies of training clips (cosine above {NEAR_COSINE} in {audit['near_in']}): "
+        f"{audit['n_near']} clips",
+    ]
+    if audit["n_unread"]:
+        notes.append(f"the sounds of {audit['n_unread']} clips are not known, so not compared")
+    if result["n_without_prediction"]:
+        notes.append(
+            f"{result['n_without_prediction']} of {n} clips have no input of any member and got "
+            "the class shares of the training clips"
+        )
+    never = result["scores"][""]["never_predicted"]
+    if never:
+        notes.append(f"never predicted: {', '.join(never)}")
+    if result["unseen"]:
+        notes.append(f"tested but not in the training clips: {', '.join(result['unseen'])}")
+    return notes
 
 
 def protocol_notes(result: Mapping[str, Any]) -> list[str]:

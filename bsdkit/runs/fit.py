@@ -18,7 +18,8 @@ from bsdkit.device import check_device
 from bsdkit.errors import RecipeError
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.recipe.schema import Recipe
-from bsdkit.runs.folder import Run, load_run, write_run
+from bsdkit.runs.evaluation import evaluate_run
+from bsdkit.runs.folder import Run, load_run, write_metrics, write_run
 from bsdkit.runs.near import audio_feature, near_copies
 from bsdkit.runs.results import ProtocolResult
 from bsdkit.runs.scoring import chain_steps, objective_of, score_protocol
@@ -144,6 +145,15 @@ def fit_recipe(
         "fallback": "a clip without any features gets the class shares of its training clips",
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+    def finish(whole: Path) -> None:
+        if recipe.test is not None:
+            say(f"scoring on {recipe.test}")
+            metrics["test"] = evaluate_run(load_run(whole), Store(recipe.test))
+            write_metrics(whole, metrics)
+        if write_page is not None:
+            write_page(load_run(whole), whole / "report.html", trainer.store)
+
     folder = write_run(
         runs,
         recipe,
@@ -151,8 +161,7 @@ def fit_recipe(
         results,
         metrics,
         facts,
-        write_report=write_page
-        and (lambda whole: write_page(load_run(whole), whole / "report.html", trainer.store)),
+        finish=finish,
     )
     seconds = time.perf_counter() - started
     return FitResult(folder, metrics, trainer.n_trained, trainer.n_reused, seconds)

@@ -28,7 +28,7 @@ from bsdkit.splits import Split
 from bsdkit.store.clips import read_clips, write_clips
 from bsdkit.store.files import atomic_h5, open_h5, replace_folder, write_strings
 
-__all__ = ["Run", "load_run", "split_place", "write_run"]
+__all__ = ["Run", "load_run", "split_place", "write_metrics", "write_run"]
 
 
 def split_place(split: str) -> str:
@@ -45,15 +45,15 @@ def write_run(
     metrics: dict[str, Any],
     facts: dict[str, Any],
     *,
-    write_report: Callable[[Path], None] | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Writes ``runs/<name>/``; it appears whole, and an older run is replaced only then.
 
     Files: recipe.yaml (resolved), run.json (versions, features, folds), metrics.json,
     ensemble.json (weights), chain.json (all steps after the members, fitted on all clips and for
     each fold on the others), clips.h5, oof.h5 (probabilities), predictions.csv (the headline's
-    nested predictions in the official columns), members/<split>/<member>/, and what
-    `write_report`, called with the folder as far as it is written, adds.
+    nested predictions in the official columns), members/<split>/<member>/, and what `finish`,
+    called with the folder as far as it is written, adds.
     """
     folder = runs / recipe.name
     temporary = runs / f".{recipe.name}.{os.getpid()}.tmp"
@@ -62,7 +62,7 @@ def write_run(
     try:
         (temporary / "recipe.yaml").write_text(recipe.to_yaml())
         _write_json(temporary / "run.json", facts)
-        _write_json(temporary / "metrics.json", metrics)
+        write_metrics(temporary, metrics)
         headline = results[recipe.split[0]]
         _write_json(
             temporary / "ensemble.json",
@@ -114,12 +114,17 @@ def write_run(
             headline.nested[rows, decided],
             clips.taxonomy.decode(clips.labels[rows]),
         )
-        if write_report is not None:
-            write_report(temporary)
+        if finish is not None:
+            finish(temporary)
         replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Writes a run's metrics.json."""
+    _write_json(folder / "metrics.json", metrics)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
