@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 from bsdkit.dataset import Clips, read_dataset
 from bsdkit.dataset.groups import GroupKey, group_clips
 from bsdkit.errors import SplitError
+from bsdkit.leakage import audit_split
 from bsdkit.splits import OFFICIAL_SEED, Split, inner_validation, make_split, shared_groups
 from tests.conftest import make_clips, shared
 
@@ -354,3 +356,144 @@ def test_a_single_clip_is_fitted_in_groups_too() -> None:
     groups = np.array([0, 1, 2, 3, 4, 5, 2, 0, 3, 5, 1, 4])
     fit, _ = inner_validation(np.arange(12), labels, groups)
     assert 11 in fit
+
+
+def texts(values: list[str]) -> npt.NDArray[np.object_]:
+    return np.array(values, object)
+
+
+def test_groups_by_any_column_by_several_and_by_a_pattern() -> None:
+    n = 60
+    clips = make_clips(
+        [i % 2 for i in range(n)],
+        [f"u{i // 2}" for i in range(n)],
+        columns={
+            "origin": texts([f"o{i // 6}" for i in range(n)]),
+            "pack": np.array([float(i // 12) for i in range(n)]),
+            "file": texts([f"rec{i // 4}_{i}.wav" for i in range(n)]),
+        },
+    )
+    for protocol, size in (
+        ("group:origin", 6),
+        ("group:pack", 12),
+        ("group:uploader+pack", 12),
+        (r"group:file~^(rec\d+)_", 4),
+        (r"group:uploader+file~^rec\d+", 4),
+    ):
+        split = make_split(protocol, clips, n_folds=3)
+        together = np.arange(n) // size
+        assert not len(shared_groups(split, together)), protocol
+        assert split.grouping is not None and split.name == protocol
+        assert np.array_equal(split.grouping.numbers, together), protocol
+        fit, held_out = inner_validation(
+            split.train(0), clips.labels, split.grouping.numbers, fraction=0.5
+        )
+        assert not set(together[fit]) & set(together[held_out])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"),
+    [
+        ("group:orgin", "no column 'orgin': did you mean 'origin'"),
+        ("group:", "expected COLUMN"),
+        ("group:origin+origin", "expected COLUMN"),
+        ("group:origin~(", "is no pattern"),
+        ("groups", "did you mean 'group'"),
+        ("time:", "unknown split 'time:'"),
+        ("time:origin", "is not known for 12 of 12 clips, e.g. i0 has 'o0'"),
+        ("time:year", "is not known for 1 of 12 clips, e.g. i3 has ''"),
+    ],
+)
+def test_columns_that_cannot_make_folds(protocol: str, message: str) -> None:
+    clips = make_clips(
+        [i % 2 for i in range(12)],
+        columns={
+            "origin": texts([f"o{i // 3}" for i in range(12)]),
+            "year": np.array([np.nan if i == 3 else 2000.0 + i for i in range(12)]),
+        },
+    )
+    with pytest.raises(SplitError, match=re.escape(message)):
+        make_split(protocol, clips, n_folds=2)
+
+
+def test_equal_sounds_stand_on_one_side() -> None:
+    n = 80  # every sound under two ids, of two uploaders
+    clips = make_clips(
+        [i // 2 % 2 for i in range(n)],
+        [f"u{i}" for i in range(n)],
+        sounds=[f"{i // 2:064x}" for i in range(n)],
+    )
+    pairs = np.arange(n) // 2
+    for protocol in ("group", "stratified"):
+        split = make_split(protocol, clips)
+        assert not len(shared_groups(split, pairs)), protocol
+        audit = audit_split(split, clips)
+        assert audit.n_equal == n and audit.n_copies == 0
+        assert f"{n} clips with an equal sound stand on one side" in audit.claims
+    official = make_split("official", clips)
+    expected = StratifiedKFold(5, shuffle=True, random_state=OFFICIAL_SEED)
+    for (_, test), (_, theirs) in zip(official, expected.split(pairs, clips.labels), strict=True):
+        assert np.array_equal(test, theirs), "the organisers' folds stay theirs"
+    crossing = sum(np.isin(pairs[test], pairs[train]).sum() for train, test in official)
+    assert audit_split(official, clips).n_copies == crossing > 0
+    assert f"{crossing} tested clips have the sound of a training clip" in " ".join(
+        audit_split(official, clips).claims
+    )
+
+
+def test_time_trains_before_and_tests_after() -> None:
+    moments = [f"20{10 + i // 4:02d}-01-01T00:00:{i % 4 // 2:02d}+00:00" for i in range(40)]
+    order = np.random.default_rng(0).permutation(40)
+    sounds = [f"{i:064x}" for i in range(40)]
+    sounds[39] = sounds[0]  # a copy of an early clip, uploaded late
+    clips = make_clips(
+        [i % 2 for i in order],
+        sounds=[sounds[i] for i in order],
+        columns={"created": texts([moments[i] for i in order])},
+    )
+    split = make_split("time:created", clips, n_folds=5)
+    (train, test), *others = split
+    assert not others and len(train) + len(test) == 40
+    assert sorted(order[test].tolist()) == list(range(32, 39)), "39 has an early clip's sound"
+    assert max(order[train[order[train] != 39]]) < min(order[test])
+    years = replace(clips, columns={"created": np.array([float(i // 10) for i in order])})
+    ties = make_split("time:created", years, n_folds=5)
+    assert sorted(order[ties.test(0)].tolist()) == list(range(30, 39)), "no moment is torn"
+
+
+def test_folds_of_others_keep_apart_what_they_keep_apart(tmp_path: Path) -> None:
+    n = 60
+    clips = make_clips(
+        [i % 2 for i in range(n)],
+        [f"u{i % 7}" for i in range(n)],
+        columns={"recording": texts([f"r{i // 6}" for i in range(n)])},
+    )
+    path = tmp_path / "folds.csv"
+    path.write_text("id,fold\n" + "".join(f"i{i},{i // 6 % 3}\n" for i in range(n)))
+    split = make_split("file", clips, path=path)
+    assert split.grouping is not None and split.grouping.name == "recording"
+    claims = audit_split(split, clips).claims
+    assert claims[:2] == ["no recording on two sides", "7 uploaders on two sides"]
+
+
+@pytest.mark.parametrize(
+    ("uploaders", "claim"),
+    [
+        ([f"u{i // 2}" for i in range(40)], "no uploader on two sides"),
+        (
+            [f"u{i // 2}" if i < 12 else "" for i in range(40)],
+            "uploader known for 12 of 40 clips; the others are each their own group",
+        ),
+        ([""] * 40, "uploader not known of any clip"),
+    ],
+)
+def test_disjoint_is_said_only_where_uploaders_are_known(uploaders: list[str], claim: str) -> None:
+    clips = make_clips(
+        [i % 2 for i in range(40)], uploaders, sounds=[f"{i:064x}" for i in range(40)]
+    )
+    assert audit_split(make_split("group", clips), clips).claims == [claim]
+    unread = replace(clips, sound=texts([""] * 40))
+    assert (
+        "the sounds of 40 clips are not known"
+        in audit_split(make_split("group", unread), unread).claims
+    )

@@ -78,10 +78,10 @@ MapOption = Annotated[
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console for tables and lines, 130 columns wide where it is not a terminal."""
+    """A console for tables and lines; where it is not a terminal, nothing is cut or broken."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 130
+    width = None if sys.stdout.isatty() else 1000
     return Console(stderr=stderr, width=width, highlight=False, markup=False)
 
 

@@ -75,6 +75,10 @@ def ablate_command(
             help="KEY=VALUE,VALUE,... e.g. members.fused.dropout=0,0.3; all combinations."
         ),
     ] = None,
+    map_: MapOption = "",
+    split: Annotated[
+        str, typer.Option(help="The split to compare under; default the baseline's first.")
+    ] = "",
     judge: Annotated[
         str, typer.Option(help="Member to compare, or 'ensemble'; default: what differs.")
     ] = "",
@@ -86,13 +90,15 @@ def ablate_command(
     """Compare variants with a recipe, paired by clip; reports which differences are significant."""
     from bsdkit.experiments.ablate import ablate, variants_of
     from bsdkit.experiments.ablation_table import ablation_table
+    from bsdkit.recipe.map import read_map
     from bsdkit.recipe.schema import load_recipe
     from bsdkit.recipe.vary import combinations, parse_variation
 
     note = console(stderr=True)
-    baseline = load_recipe(recipe)
+    names, splits = read_map(map_) if map_ else None, [split] if split else []
+    baseline, *loaded = [load_recipe(path, names, splits) for path in [recipe, *(others or [])]]
     changes = combinations([parse_variation(text) for text in vary]) if vary else []
-    variants = variants_of(baseline, changes, [load_recipe(path) for path in others or []])
+    variants = variants_of(baseline, changes, loaded)
     result = ablate(
         baseline,
         variants,

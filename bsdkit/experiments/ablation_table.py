@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from bsdkit.metrics import Comparison, Interval, Spread
-from bsdkit.report.table import Table, columns
+from bsdkit.report.table import Column, Table
 from bsdkit.report.tables import percent, shown_interval, shown_p
 from bsdkit.verdicts import ONE_SEED, RULE
 
@@ -132,7 +132,11 @@ def ablation_table(ablation: Ablation) -> Table:
     aim = ", at the target's class frequencies" if ablation.is_at_target else ""
     heading, *rows = _rows(ablation)
     table = Table(
-        columns(*heading, left=["variant", "verdict"], no_wrap=True),
+        # a narrow terminal breaks the names of variants before it cuts a figure
+        [
+            Column(label, is_right=label not in ("variant", "verdict"), no_wrap=label != "variant")
+            for label in heading
+        ],
         f"{what}, {ablation.split} folds, {ablation.n_clips} clips out of fold{aim}",
     )
     styles = {"gain": "green", "loss": "red"}

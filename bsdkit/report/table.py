@@ -82,9 +82,9 @@ class Table:
         """Prints lead, table and notes to a console; nothing in a text is taken for markup."""
         self._print(console, self.lead)
         if self.columns:
-            table = RichTable(
-                title=Text(self.title, "table.title") if self.title else None, title_justify="left"
-            )
+            if self.title:  # Rich would break a title that is wider than its table
+                console.print(Text(self.title, "table.title"))
+            table = RichTable()
             for column in self.columns:
                 table.add_column(
                     Text(column.label),
