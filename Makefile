@@ -8,7 +8,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(TORCH)
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 
-.PHONY: help setup demo test test-all lint type bench bench-extract gpu ablations leaderboard priors published screenshot starter clean
+.PHONY: help setup demo test test-all truth lint type bench bench-extract gpu ablations leaderboard priors published screenshot starter clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ test: setup ## the tests, without the long ones
 
 test-all: setup ## all tests, the long ones and those that need a GPU too
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+truth: setup ## scores that must be chance, beside what they are (a minute)
+	@PYTHONPATH=$(CURDIR) $(BIN)/python tests/truth.py
 
 lint: setup ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
