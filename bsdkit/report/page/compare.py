@@ -22,6 +22,7 @@ from bsdkit.report.page.markup import (
     table,
 )
 from bsdkit.report.tables import difference, percent
+from bsdkit.verdicts import RULE
 
 __all__ = ["write_comparison"]
 
@@ -110,6 +111,7 @@ def _summary(data: ComparisonData, n_both: int, n_a: int, n_b: int) -> str:
             caption="Scores",
             left=(0, 5),
         ),
+        f'<p class="dim">{esc(RULE)}</p>',
     )
 
 

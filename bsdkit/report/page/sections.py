@@ -38,6 +38,7 @@ from bsdkit.report.page.markup import (
 from bsdkit.report.tables import caveats, chain_title, difference, percent, protocol_notes
 from bsdkit.stats import Z_95
 from bsdkit.taxonomy import Taxonomy
+from bsdkit.verdicts import RULE
 
 __all__ = ["write_page"]
 
@@ -253,7 +254,10 @@ def _against(ensemble: Mapping[str, Any]) -> str:
         f"<li>against {esc(other)}: {difference(c)} points, paired: <b>{c['verdict']}</b></li>"
         for other, c in ensemble["against"].items()
     )
-    return f"<p>{esc(chain_title(ensemble))}, nested:</p><ul>{items}</ul>" if items else ""
+    if not items:
+        return ""
+    title = esc(chain_title(ensemble))
+    return f'<p>{title}, nested:</p><ul>{items}</ul><p class="dim">{esc(RULE)}</p>'
 
 
 def _headline(data: PageData) -> Mapping[str, Any]:
