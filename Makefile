@@ -106,9 +106,9 @@ published: setup ## every way of combining 42 published systems (recipes/bsd10k-
 starter: setup ## build the starter sounds and embed them into cache/starter and cache/starter-noisy
 	$(BIN)/python -m recipes.starter.builder data/starter
 	$(BIN)/python -m recipes.starter.builder data/starter-noisy --manifest recipes/starter/noisy.csv
-	$(BIN)/bsdkit extract --data data/starter
+	$(BIN)/bsdkit extract --data data/starter --keep-columns origin
 	$(BIN)/bsdkit extract --data data/starter --backbone efficientat. --compress
-	$(BIN)/bsdkit extract --data data/starter-noisy
+	$(BIN)/bsdkit extract --data data/starter-noisy --keep-columns origin
 	$(BIN)/bsdkit extract --data data/starter-noisy --backbone efficientat. --compress
 	$(BIN)/bsdkit priors --store cache/starter-noisy
 	$(BIN)/bsdkit priors --store cache/starter

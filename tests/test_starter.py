@@ -303,7 +303,7 @@ def test_a_build_from_a_package(tmp_path: Path, deb: Path, apt: Path) -> None:
         assert part in report.failures[sound_id]
         assert "\n" not in report.failures[sound_id]
     metadata = read_table(out / "metadata/tiny_metadata.csv")
-    assert tuple(metadata[0]) == METADATA_COLUMNS
+    assert tuple(metadata[0]) == (*METADATA_COLUMNS, "origin")
     assert [(r["sound_id"], r["title"]) for r in metadata] == [
         (i, f'a "{i}", or so') for i in "12345"
     ]

@@ -22,7 +22,7 @@ from pathlib import Path
 from bsdkit.errors import StarterError
 from recipes.starter.builder.decode import Samples, join_files, read_file, to_samples, write_clip
 from recipes.starter.builder.manifest import (
-    METADATA_COLUMNS,
+    WRITTEN_COLUMNS,
     Clip,
     Joined,
     Note,
@@ -149,7 +149,7 @@ def build_starter(
 
     made = [clip for clip in clips if clip.sound_id not in failures]
     _write_table(
-        metadata / f"{name}_metadata.csv", METADATA_COLUMNS, (clip.metadata for clip in made)
+        metadata / f"{name}_metadata.csv", WRITTEN_COLUMNS, (clip.metadata for clip in made)
     )
     failed = [clip for clip in clips if clip.sound_id in failures]
     failed_table = metadata / f"{name}_failed.csv"

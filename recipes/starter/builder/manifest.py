@@ -29,6 +29,7 @@ from bsdkit.errors import StarterError, nearest
 
 __all__ = [
     "METADATA_COLUMNS",
+    "WRITTEN_COLUMNS",
     "Clip",
     "Joined",
     "Note",
@@ -52,6 +53,9 @@ METADATA_COLUMNS = (
     "tags",
     "description",
 )
+WRITTEN_COLUMNS = (*METADATA_COLUMNS, "origin")
+"""Of the metadata that is written: those of the manifest, and the package as what sounds share."""
+
 _SOURCE_COLUMNS = (
     "package",
     "version",
@@ -232,7 +236,7 @@ def _clip(row: dict[str, str]) -> Clip:
         duration=duration,
         path=row["path_in_package"],
         render=row["render"],
-        metadata=tuple(row[column] for column in METADATA_COLUMNS),
+        metadata=(*(row[column] for column in METADATA_COLUMNS), row["package"]),
     )
 
 
