@@ -153,7 +153,11 @@ MAKERS: dict[str, Callable[[Path], Backbone]] = {
 
 
 # Other sizes of a network that is tried at its first size.
-LARGER = {"clap-music (tiny, random)", "efficientat-mn10 (narrow, random)", "m2d-32k (tiny, random)"}
+LARGER = {
+    "clap-music (tiny, random)",
+    "efficientat-mn10 (narrow, random)",
+    "m2d-32k (tiny, random)",
+}
 BY_COST = [pytest.param(n, marks=pytest.mark.slow) if n in LARGER else n for n in MAKERS]
 
 
