@@ -59,7 +59,7 @@ def extracted(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if reason := get_backbone(name).missing():
             pytest.skip(reason)
     store = tmp_path_factory.mktemp("store") / "small"
-    result = bsdkit("extract", "--data", sounds, "--store", store)
+    result = bsdkit_here("extract", "--data", sounds, "--store", store)
     assert result.returncode == 0, result.stderr
     assert "aisfx:" in result.stderr and "0 failed" in result.stderr
     return store
@@ -82,7 +82,7 @@ def quick_run(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     starter = Store(ROOT / "cache/starter").clips.ids
     rows = np.isin(starter, Store(extracted).clips.ids) | (np.arange(len(starter)) % 3 == 0)
     store = part_of_store(ROOT / "cache/starter", folder / "store", np.flatnonzero(rows))
-    result = bsdkit("fit", recipe(folder, store, folds=3), "--runs", folder / "runs")
+    result = bsdkit_here("fit", recipe(folder, store, folds=3), "--runs", folder / "runs")
     assert result.returncode == 0, result.stderr
     assert "2 members trained in" in result.stdout
     assert "optimism of tuning" in result.stdout and "headline" in result.stdout
@@ -178,7 +178,11 @@ def test_trained_members_are_reused_and_trained_again_are_the_same(
 
 
 def test_predicting_sounds_that_nobody_labelled(
-    quick_run: Path, sounds: Path, extracted: Path, tmp_path: Path
+    quick_run: Path,
+    sounds: Path,
+    extracted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "output.csv"
     result = bsdkit_here("predict", quick_run, "--store", extracted, "--out", out)
@@ -204,9 +208,8 @@ def test_predicting_sounds_that_nobody_labelled(
         )
     broken = metadata[3]["sound_id"]
     (data / f"audio/{broken}.wav").write_bytes(b"")
-    result = bsdkit(
-        "predict", quick_run, "--data", data, "--out", tmp_path / "eval.csv", cwd=tmp_path
-    )
+    monkeypatch.chdir(tmp_path)
+    result = bsdkit_here("predict", quick_run, "--data", data, "--out", tmp_path / "eval.csv")
     assert result.returncode == 1 and broken in result.stderr, result.stderr
     with (tmp_path / "eval.csv").open(newline="") as file:
         unlabelled = {row["sound_id"]: row for row in csv.DictReader(file)}
@@ -454,7 +457,7 @@ def test_ctrl_c_resumes(sounds: Path, tmp_path: Path) -> None:
     assert "Traceback" not in stderr
     kept = len(list((tmp_path / "s").glob(".parts/*/part-*.h5")))
     assert kept >= 1
-    result = bsdkit(*arguments, "--store", tmp_path / "s")
+    result = bsdkit_here(*arguments, "--store", tmp_path / "s")
     assert result.returncode == 0, result.stderr
     (path,) = (tmp_path / "s").glob("aisfx-*.h5")
     assert len(read_feature(path)) == len(list((sounds / "audio").glob("*.wav")))

@@ -27,9 +27,9 @@ folds: 3
 seeds: [0]
 validation: 0
 members:
-  both: {head: linear, features: [clap.audio, clap.text]}
+  both: {head: prototype, features: [clap.audio, clap.text]}
   more: {head: knn, features: [clap.audio, passt, passt.logits]}
-  words: {head: linear, features: minilm}
+  words: {head: prototype, features: minilm}
 ensemble: {method: mean}
 expect: {clap.audio: {dtype: float16}, minilm: {dtype: float16}}
 """

@@ -13,7 +13,6 @@ from bsdkit.backbones.registry import get_backbone
 from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.errors import AudioError, BackboneError
 from bsdkit.extract import embed, extract
-from bsdkit.extract.decode import LONG_SECONDS
 from bsdkit.store import Store
 from bsdkit.text import build_texts
 from tests.extract.fake import FakeBackbone
@@ -25,13 +24,16 @@ def sounds(folder: Path) -> Path:
     data = write_dataset(folder, 4)
     rng = np.random.default_rng(1)
     for i, (rate, shape) in enumerate(
-        [(8000, (int(8000 * (LONG_SECONDS + 5)),)), (44_100, (900,)), (48_000, (70_000, 2))]
+        [(8000, (8000 * 13,)), (44_100, (900,)), (48_000, (70_000, 2))]
     ):
         soundfile.write(data / f"audio/{i}.wav", 0.1 * rng.standard_normal(shape), rate, "FLOAT")
     return data
 
 
-def test_sounds_are_embedded_as_in_a_store(tmp_path: Path) -> None:
+def test_sounds_are_embedded_as_in_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the longest file is streamed, in three blocks
+    monkeypatch.setattr("bsdkit.extract.decode.LONG_SECONDS", 8.0)
+    monkeypatch.setattr("bsdkit.audio.BLOCK_SECONDS", 5)
     backbone = get_backbone("aisfx")
     if backbone.missing():
         pytest.skip(backbone.missing())

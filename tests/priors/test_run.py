@@ -59,7 +59,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first: dict[str, int] = {}
     for i, title in enumerate(clips.title):
         first.setdefault(f"{title} {clips.description[i]}", i)
-    rows = np.array(sorted(first.values()))[::6]
+    rows = np.array(sorted(first.values()))
+    classes = [rows[clips.labels[rows] == label] for label in np.unique(clips.labels[rows])]
+    # a fraction of each class, and enough for the folds
+    rows = np.sort(np.concatenate([of[:: max(1, min(12, len(of) // 3))] for of in classes]))
     return part_of_store(STARTER, tmp_path_factory.mktemp("priors") / "small", rows)
 
 
@@ -147,7 +150,7 @@ def test_no_clip_is_lost_or_asked_twice_whatever_the_server_does(
 ) -> None:
     """Faults of every kind, a kill in the middle, a resume: the store of a faultless run."""
     faultless, faulty = tmp_path / "faultless", tmp_path / "faulty"
-    part_of_store(store, faultless, np.arange(0, len(Store(store).clips), 6))
+    part_of_store(store, faultless, np.arange(0, len(Store(store).clips), 3))
     shutil.copytree(faultless, faulty)
     plain = ask(faultless, server.url)
     assert plain.returncode == 0, plain.stderr
@@ -251,12 +254,12 @@ def test_a_budget_ends_a_run_cleanly_and_a_dry_one_asks_nothing(
     dry = ask(store, server.url, "--dry-run", *prices)
     assert dry.returncode == 0 and f"requests    {n}" in dry.stderr and "cost" in dry.stderr
     assert not server.events("request") and not list(store.glob("*.replies"))
-    first = ask(store, server.url, "--budget", 0.02, "--concurrency", 2, *prices)
+    first = ask(store, server.url, "--budget", 0.01, "--concurrency", 2, *prices)
     assert first.returncode == 1 and "stopped: " in first.stderr, first.stderr
     n_first = len(server.events("answer"))
     assert 0 < n_first < n and len(read_feature(priors_of(store))) == n_first
     tokens = [(r["tokens_in"], r["tokens_out"]) for r in map(json.loads, _replies(store))]
-    assert sum(i + 5 * o for i, o in tokens) / 1e6 <= 0.02
+    assert sum(i + 5 * o for i, o in tokens) / 1e6 <= 0.01
     rest = ask(store, server.url)
     assert rest.returncode == 0 and set(server.counts("answer").values()) == {1}
     assert len(read_feature(priors_of(store))) == n
@@ -371,7 +374,7 @@ def test_a_server_that_is_not_there_and_a_key_that_is(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openai")
-    gone = ask(store, "http://127.0.0.1:9/v1", "--attempts", 2)
+    gone = ask(store, "http://127.0.0.1:9/v1", "--attempts", 2, "--backoff", 0.02)
     assert gone.returncode == 2 and "http://127.0.0.1:9" in gone.stderr
     monkeypatch.setenv("MY_KEY", "sk-sentinel-42")
     with Server(tmp_path / "s", "--key sk-sentinel-42") as server:
