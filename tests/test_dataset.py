@@ -272,7 +272,6 @@ HEADER = "sound_id,class,class_idx,confidence,title\n"
         ("sound_id,title\n1,a\n".encode("utf-16")[:-1], "begins as UTF-16 and is not: byte"),
         (HEADER + '1,fx-a,405,4,"a\nb"\n2,fx-a,405,4,\0\n', "line 4: a NUL byte"),
         (HEADER + "1,fx-a,405,4,\nNaN,fx-a,405,4,\n", "line 3: sound_id 'NaN' says unknown"),
-        (",".join(["class", "title"]) + "\n", "has the columns class, title; one of sound_id"),
         (HEADER + "1,fx-a,inf,4,\n", "line 2: class_idx 'inf'"),
         ("sound_id,class,class\n1,fx-a,fx-v\n", "twice"),
     ],
