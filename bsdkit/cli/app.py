@@ -159,4 +159,4 @@ def default_store(data: Path) -> Path:
     place = data if is_remote(data) else data.resolve()
     names = [data.stem if data.is_file() else place.name, *(p.name for p in place.parents)]
     own = [n for n in names if n and n.removesuffix(".csv").casefold() not in _NAMES_OF_ANY]
-    return Path("cache") / (own or names)[0]
+    return Path("cache") / readable((own or names)[0])

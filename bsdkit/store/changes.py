@@ -72,6 +72,8 @@ class TableChange:
             lines.append(f"{len(self.gone)} of {self.n_old} clips, e.g. {self.gone[0]}")
         lines += [f"the {name} of {n} clips" for name, n in self.lost.items()]
         lines += [f"the column {name}" for name in self.columns]
+        if self.is_other and self.others:
+            lines.append("all features and texts, which are of other clips")
         return [f"taken out of {store}: {line}" for line in lines]
 
 
