@@ -111,21 +111,25 @@ def unread_columns(header: Sequence[str], read: Iterable[int]) -> tuple[str, ...
     # a family is implied by the class, where there is one
     implied = set(_IMPLIED) if names & {column_key(n) for n in _FIELDS["label"]} else set()
     return tuple(
-        _with_hint(name)
+        _with_hint(name, i)
         for i, name in enumerate(header)
         if i not in is_read and name.casefold() not in implied
     )
 
 
-def _with_hint(name: str) -> str:
+def _with_hint(name: str, place: int) -> str:
     key = column_key(name)
-    if not key or key in ("unnamed0", "level0"):
-        return f"{name or 'one without a name'} (the row numbers of pandas)"
+    if key in ("", "unnamed0"):
+        name = name or f"column {place + 1} without a name"
+        return name if place else f"{name} (row numbers as pandas writes them)"
     if key in ("fold", "split"):
         return f"{name} (--keep-columns {name} keeps it, for folds split: group:{name})"
+    if key in map(column_key, WEAK_LABELS):
+        return name
     meant = [known for names in _FIELDS.values() for known in names]
     if key in map(column_key, meant):
         return f"{name} (another column is preferred)"
+    meant += WEAK_LABELS
     close = difflib.get_close_matches(name.casefold(), meant, n=1, cutoff=_HINT_CUTOFF)
     return f"{name} (did you mean {close[0]}?)" if close else name
 

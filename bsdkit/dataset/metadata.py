@@ -115,7 +115,13 @@ class TableReader:
             raise DatasetError(
                 f"{path} has no clip to keep: {len(rows)} rows read, {len(dropped)} dropped"
             )
-        unread = unread_columns(self.header, {*self.at.values(), *kept_at.values(), self.ids_at})
+        blank = {
+            i
+            for i, name in enumerate(self.header)
+            if not name and not any(fields[i].strip() for _, fields in rows)
+        }
+        read = {*self.at.values(), *kept_at.values(), self.ids_at, *blank}
+        unread = unread_columns(self.header, read)
         clips = replace(make_clips(kept, tree), unread=unread)
         self._note(clips, bool(dropped))
         report = FilterReport(str(path), len(rows), tuple(dropped), tuple(self.notes), unread)
