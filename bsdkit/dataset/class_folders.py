@@ -38,14 +38,16 @@ def read_class_folders(
     relative = [f.relative_to(root) for f in files]
     _check_not_mixed(root, [f.parts for f in relative])
     parts = [f.parts[:-1] for f in relative]
-    has_splits = all(p and is_split_name(p[0]) for p in parts)
-    if has_splits:
+    split_at = next(
+        (i for i in (0, 1) if all(is_split_name("".join(p[i : i + 1])) for p in parts)), -1
+    )
+    if split_at == 0:
         for top in sorted({p[0] for p in parts}):
             inside = [f.parts[1:] for f in relative if f.parts[0] == top]
             _check_not_mixed(root / top, inside)
-    level = 1 if has_splits else 0
+    level = 1 if split_at == 0 else 0
     names = [_label_of_folder(p[level]) if len(p) > level else "" for p in parts]
-    kept_names = [_SPLIT] if has_splits else []
+    kept_names = [_SPLIT] if split_at >= 0 else []
     for name in keep:
         if name not in kept_names:
             raise DatasetError(
@@ -67,7 +69,7 @@ def read_class_folders(
         except UnknownClass as error:
             folder = root.joinpath(*short.parts[: level + 1])
             raise DatasetError(f"folder {folder}: {error}; {LABELS_OF_ONES_OWN}") from None
-        split = {_SPLIT: readable(short.parts[0])} if has_splits else {}
+        split = {_SPLIT: readable(short.parts[split_at])} if split_at >= 0 else {}
         kept.append(
             {
                 "id": clip,
@@ -80,10 +82,22 @@ def read_class_folders(
     if not kept:
         raise DatasetError(f"{root} has no clip to keep: {len(dropped)} dropped")
     notes = [*contents.lost_folders(level + 1)]
-    if has_splits:
-        tops = Counter(readable(p[0]) for p in parts)
-        counts = ", ".join(f"{top}/ ({n} files)" for top, n in tops.items())
-        notes.insert(0, f"{counts} are read as the column {_SPLIT}, the folders in them as classes")
+    if split_at >= 0:
+        counts = Counter(readable(p[split_at]) for p in parts)
+        listed = ", ".join(f"{part}/ ({n} files)" for part, n in sorted(counts.items()))
+        where = "in" if split_at == 0 else "above"
+        notes.insert(
+            0, f"{listed} are read as the column {_SPLIT}, the folders {where} them as classes"
+        )
+    elif len(set(names)) == 1 and all(len(p) > 1 for p in parts):
+        inner = sorted({readable(p[1]) for p in parts})
+        notes.insert(
+            0,
+            f"all clips are of the one class {names[0]!r}: the folders in it are no classes "
+            f"({', '.join(inner[:3])}); if they are, give {root / parts[0][0]}",
+        )
+    if contents.tables():
+        notes.append(f"{contents.tables()} tables here are not read: give the file itself")
     notes += [*alike_classes(tree), *contents.notes()]
     return make_clips(kept, tree), FilterReport(str(root), len(files), tuple(dropped), tuple(notes))
 

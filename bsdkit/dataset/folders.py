@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from bsdkit.location import is_remote
 
@@ -126,6 +126,11 @@ class FolderContents:
         if rest := total - media:
             notes.append(f"{rest.total()} files that are no audio ({_listed(rest)})")
         return notes
+
+    def tables(self) -> int:
+        """How many tables stand in the folder itself."""
+        here = self.others.get((), Counter())
+        return sum(here[suffix] for suffix in (".csv", ".tsv", ".xlsx", ".json", ".parquet"))
 
     def lost_folders(self, depth: int = 1) -> list[str]:
         """The folders so far below the root that hold no audio that is read, and what instead."""
@@ -243,7 +248,7 @@ class AudioFinder:
         self.ways: dict[str, list[str]] = {}
         self.used: set[Path] = set()
         self.n_twins = 0
-        self._names, self._stems, self._numbers = _Named(), _Named(), _Named()
+        self._names, self._stems, self._numbers, self._folded = (_Named() for _ in range(4))
         rank = {suffix: i for i, suffix in enumerate(audio_suffixes())}
         for found in contents:
             # the preferred suffix first, then what is least deep
@@ -254,6 +259,7 @@ class AudioFinder:
                 for name in dict.fromkeys((relative, plain_name(path.name))):
                     self._names.add(name, path)
                 self._stems.add(stem, path)
+                self._folded.add(plain_name(path.name).casefold(), path)
                 if stem.isdecimal():
                     self._numbers.add(str(int(stem)), path)
         self.files = {path for found in contents for path in found.audio}
@@ -262,14 +268,23 @@ class AudioFinder:
         """The file of a path in a table, None where there is none."""
         if is_remote(self.root):
             return self.root / named
-        turned = named.replace("\\", "/")
-        for way, name in (("", named), ("with / for \\", turned)):
+        turned = PurePosixPath(named.replace("\\", "/"))
+        tried = [("", named), ("with / for \\", str(turned))]
+        # a path from another machine or folder
+        tried += [("below another folder", "/".join(turned.parts[i:])) for i in range(1, 9)]
+        for way, name in tried:
             for folder in (self.root, *self.folders):
-                if _is_file(folder / name):
+                if name and _is_file(folder / name):
                     return self._take(folder / name, way, named)
-        for name in (plain_name(turned), plain_name(PurePath(turned).name)):
-            if name in self._names.files:
-                return self._choose(self._names.files[name], "by name alone", named)
+        name, stem = plain_name(turned.name), plain_name(turned.stem)
+        for way, key, names in (
+            ("by name alone", plain_name(str(turned)), self._names),
+            ("by name alone", name, self._names),
+            ("whatever the case", name.casefold(), self._folded),
+            ("with another ending", stem, self._stems),
+        ):
+            if key in names.files and (names is not self._folded or len(names.files[key]) == 1):
+                return self._choose(names.files[key], way, named)
         return None
 
     def by_id(self, clip: str, usual: str = "") -> Path | None:

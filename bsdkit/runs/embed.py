@@ -29,7 +29,14 @@ __all__ = ["extract_for_run"]
 
 
 def extract_for_run(
-    run: Run, data: Path, store: Path, *, member: str = "", device: str, progress: Progress
+    run: Run,
+    data: Path,
+    store: Path,
+    *,
+    member: str = "",
+    device: str,
+    progress: Progress,
+    is_replacing: bool = False,
 ) -> None:
     """Embeds what a run, or one member of it, needs of a dataset, with the specs that it had.
 
@@ -38,7 +45,7 @@ def extract_for_run(
         RecipeError: a feature was imported, so nothing here can make it.
     """
     check_device(device)
-    opened, clips = fill_store(data, store, run.clips.taxonomy, progress)
+    opened, clips = fill_store(data, store, run.clips.taxonomy, progress, is_replacing=is_replacing)
     with progress:
         specs = _specs_to_embed(run, member, store)
         for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):

@@ -80,9 +80,8 @@ def test_parts_above_class_folders_are_a_column(tmp_path: Path) -> None:
         write_sound(tmp_path / f"{name}.wav")
     (tmp_path / "Test" / "cow").mkdir()
     clips, report = read_dataset(tmp_path, "flat", keep_columns=["split"])
-    assert list(clips.ids) == ["Test/dog/0.wav", "train/cat/1.wav", "train/dog/0.wav"] + [
-        "valid/x/y/0.wav"
-    ]
+    ids = ["Test/dog/0.wav", "train/cat/1.wav", "train/dog/0.wav", "valid/x/y/0.wav"]
+    assert list(clips.ids) == ids
     assert clips.taxonomy.decode(clips.labels) == ["dog", "cat", "dog", "x"]
     assert clips.columns["split"].tolist() == ["Test", "train", "train", "valid"]
     assert report.lines()[1:] == [
@@ -100,6 +99,26 @@ def test_parts_above_class_folders_are_a_column(tmp_path: Path) -> None:
         read_dataset(tmp_path, "flat")
     with pytest.raises(DatasetError, match="--keep-columns take"):
         read_dataset(write_sound(tmp_path / "b" / "a.wav").parent, keep_columns=["take"])
+
+
+def test_parts_below_class_folders_are_a_column_too(tmp_path: Path) -> None:
+    for name in ("dog/train/0", "dog/test/1", "cat/train/0"):
+        write_sound(tmp_path / f"{name}.wav")
+    write(tmp_path / "x.csv", "id\n")
+    clips, report = read_dataset(tmp_path, "flat")
+    assert clips.taxonomy.decode(clips.labels) == ["cat", "dog", "dog"]
+    assert clips.columns["split"].tolist() == ["train", "test", "train"]
+    assert "1 tables here are not read" in "\n".join(report.lines())
+
+
+def test_a_folder_around_the_classes_is_named(tmp_path: Path) -> None:
+    for name in ("audio/dog/0", "audio/cat/1"):
+        write_sound(tmp_path / f"{name}.wav")
+    line = read_dataset(tmp_path, "flat")[1].lines()[1]
+    assert (
+        "one class 'audio'" in line
+        and f"(cat, dog); if they are, give {tmp_path / 'audio'}" in line
+    )
 
 
 def test_classes_that_differ_by_case_or_blanks_are_named(tmp_path: Path) -> None:
