@@ -25,7 +25,7 @@ def test_freesounds_names_are_read_and_what_is_not_is_named(tmp_path: Path) -> N
     assert list(clips.tags) == ["dog,bark"] and list(clips.licence) == ["CC0"]
     assert clips.unread == report.unread
     assert report.lines()[1:] == [
-        "  read Name as title, User-Name as uploader",
+        "  read User-Name as uploader, Name as title",
         "  5 columns not read: Unnamed: 0 (row numbers as pandas writes them), usrname (did you "
         "mean username?), author (another column is preferred), type, class_top",
     ]

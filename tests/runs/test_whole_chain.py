@@ -64,7 +64,7 @@ authors:
 def part_of(clips: Clips, rows: np.ndarray) -> Clips:
     """Some of a table's clips."""
     fields = ("ids", "labels", "confidence", "uploader", "licence", "title", "tags",
-              "description", "duration", "sha256")  # fmt: skip
+              "description", "duration", "sha256", "sound")  # fmt: skip
     found = {name: getattr(clips, name)[rows] for name in fields}
     return replace(clips, **found, audio=[None] * len(rows))
 
