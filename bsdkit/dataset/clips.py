@@ -92,9 +92,11 @@ class Clips:
 def _column(values: list[str]) -> npt.NDArray[Any]:
     """A kept column [n]: float64 where every known value is a number, texts otherwise."""
     try:
-        return np.array([float(value or "nan") for value in values], np.float64)
+        # Python takes 1_2 for 12
+        numbers = [float(value.replace("_", "?") or "nan") for value in values]
     except ValueError:
         return strings(values)
+    return np.array(numbers, np.float64)
 
 
 def make_clips(rows: Sequence[Mapping[str, Any]], taxonomy: Taxonomy) -> Clips:

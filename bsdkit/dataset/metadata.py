@@ -30,6 +30,11 @@ from bsdkit.taxonomy import Taxonomy, load_taxonomy
 __all__ = ["TableReader"]
 
 
+def _shortened(header: Sequence[str]) -> str:
+    more = ", ..." if len(header) > 20 else ""
+    return ", ".join(name[:40] for name in header[:20]) + more
+
+
 def _number(text: str, what: str, where: str) -> float:
     if not text:
         return float("nan")
@@ -62,7 +67,7 @@ class TableReader:
         ids_at = self.at.get("id", self.at.get("path"))
         if ids_at is None:
             raise DatasetError(
-                f"{path} has the columns {', '.join(self.header) or 'none'}; "
+                f"{path} has the columns {_shortened(self.header) or 'none'}; "
                 f"one of {', '.join(ID_COLUMNS)} is needed, or one of file names"
             )
         self.ids_at = ids_at
@@ -96,13 +101,14 @@ class TableReader:
             where = f"{path} line {line}"
             clip = fields[self.ids_at].strip()
             label, code = self._class(label, fields, tree, where, is_code=is_code)
+            audio = self._audio(clip, self.get(fields, "path"))
             if reason := tree.reason_to_drop(label, code):
                 dropped.append((clip, label, reason))
                 continue
             row: dict[str, Any] = {
                 "id": clip,
                 "label": _position(tree, label, code, where),
-                "audio": self._audio(clip, self.get(fields, "path")),
+                "audio": audio,
                 "tags": plain_tags(self.get(fields, "tags")),
                 "kept": {name: known(fields[at]) for name, at in kept_at.items()},
             }
@@ -123,7 +129,7 @@ class TableReader:
         read = {*self.at.values(), *kept_at.values(), self.ids_at, *blank}
         unread = unread_columns(self.header, read)
         clips = replace(make_clips(kept, tree), unread=unread)
-        self._note(clips, bool(dropped))
+        self._note(clips)
         report = FilterReport(str(path), len(rows), tuple(dropped), tuple(self.notes), unread)
         return clips, report
 
@@ -176,6 +182,10 @@ class TableReader:
                     f"{name} is not read as the label: {odd!r} is no class of taxonomy "
                     f"{tree.name!r}; {LABELS_OF_ONES_OWN}"
                 )
+        if "code" in self.at:
+            self.notes.append(
+                f"{self.header[self.at['code']]} is not read: the taxonomy gives no codes"
+            )
         return False
 
     def _label(self, fields: list[str], tree: Taxonomy | None, *, is_code: bool) -> str:
@@ -212,7 +222,7 @@ class TableReader:
             return self.root / named
         return self.finder.missing(named or clip) or (self.root / named if named else None)
 
-    def _note(self, clips: Clips, has_dropped: bool) -> None:
+    def _note(self, clips: Clips) -> None:
         """Notes which columns were read for what, what is unknown, and what audio there is."""
         usual = {"licence": ("license", "licence"), "id": ID_COLUMNS, "code": ("class_idx",)}
         usual |= {"label": ("class", "label"), "path": ("path", "file", "filename", "audio")}
@@ -240,7 +250,7 @@ class TableReader:
         if not is_remote(self.root) and any(path is not None for path in clips.audio):
             self.notes.append(_audio_counts(clips))
         unused = self.finder.files - self.finder.used
-        if unused and not has_dropped and self.finder.folders:
+        if unused and self.finder.folders:
             example = min(unused)
             self.notes.append(f"{len(unused)} audio files that no row names, e.g. {example.name}")
 

@@ -77,6 +77,11 @@ def test_labels_that_cannot_be_taken_are_named(tmp_path: Path) -> None:
     assert clips.unread == ("labels",) and "several labels a clip" in report.lines()[1]
     with pytest.raises(DatasetError, match="line 3: '1234' is not a class of taxonomy"):
         read(tmp_path / "d.csv", "id,class_idx\n1,405\n2,1234\n", "bst")
+    tree = str(write(tmp_path / "tree.csv", "class,family\na,b\n"))
+    clips, report = read(tmp_path / "d.csv", "id,class_idx,take\n1,405,1_2\n", tree)
+    assert clips.labels.tolist() == [-1] and "class_idx is not read" in report.lines()[1]
+    kept = read_dataset(tmp_path / "d.csv", tree, keep_columns=["take"])[0].columns["take"]
+    assert kept.tolist() == ["1_2"]
     # a family's code is dropped as it is beside its name
     clips, report = read(tmp_path / "d.csv", "id,class_idx\n1,405\n2,400\n", "bst")
     assert clips.taxonomy is BST and list(clips.ids) == ["1"] and report.dropped[0][0] == "2"

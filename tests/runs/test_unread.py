@@ -25,7 +25,7 @@ def test_a_first_fit_says_what_was_not_read(tmp_path: Path) -> None:
         write(
             tmp_path / "r.yaml",
             f"store: {tmp_path}/store\nsplit: [stratified]\nfolds: 2\n"
-            "members: {text: {head: nearest-mean, features: minilm}}\n",
+            "members: {text: {head: prototype, features: minilm}}\n",
         )
     )
     said: list[list[str]] = []
