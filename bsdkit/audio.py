@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,19 +80,20 @@ def audio_seconds(source: Path | io.BytesIO | Waveform) -> float:
     try:
         if isinstance(source, Path) and is_remote(source):
             source = io.BytesIO(source.read_bytes())
-        info = soundfile.info(source)
+        info = soundfile.info(os.fsencode(source) if isinstance(source, Path) else source)
         return float(info.frames / info.samplerate)
     except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
         return math.nan
 
 
 def _open(path: Path) -> Any:
-    """What soundfile can read: the path itself, or the bytes of a remote file."""
+    """What soundfile can read: the path's name, or the bytes of a remote file."""
     try:
         size = path.stat().st_size
         if not size:
             raise EmptyAudio(f"{path} is empty (0 bytes)")
-        return io.BytesIO(path.read_bytes()) if is_remote(path) else path
+        # as bytes: a name need not be UTF-8
+        return io.BytesIO(path.read_bytes()) if is_remote(path) else os.fsencode(path)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MissingAudio(f"no audio file {path}: {reason}") from None

@@ -12,7 +12,16 @@ from pathlib import Path
 
 from bsdkit.errors import BsdkitError, DatasetError
 
-__all__ = ["lines_of_ids", "read_csv_rows", "whole_number", "write_csv_rows", "write_whole"]
+__all__ = [
+    "check_widths",
+    "csv_rows",
+    "lines_of_ids",
+    "read_bytes",
+    "read_csv_rows",
+    "whole_number",
+    "write_csv_rows",
+    "write_whole",
+]
 
 _MOST_DIGITS = 30  # Python refuses thousands of them with an error of its own
 _LONGEST_FIELD = 1 << 24  # a description may be long; the csv module stops at 128 KiB
@@ -34,44 +43,80 @@ def read_csv_rows(
             quoting is broken, a column stands twice, or a row has more or fewer fields than
             the header; the message names the line.
     """
-    rows: list[tuple[int, list[str]]] = []
-    header: list[str] = []
-    line = 1
+    data = read_bytes(path, error, what)
     try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
-        with io.TextIOWrapper(io.BytesIO(data), newline="", encoding="utf-8-sig") as file:
-            csv.field_size_limit(_LONGEST_FIELD)
-            reader = csv.reader(file, strict=True)
-            header = [column.strip() for column in next(reader, [])]
-            line = reader.line_num + 1
-            for fields in reader:
-                if fields:
-                    rows.append((line, fields))
-                line = reader.line_num + 1
-    except csv.Error as problem:
-        raise error(
-            f"{path} line {line}: broken quoting ({problem}); a quote inside a field is "
-            'written twice ("") and the field is quoted'
-        ) from None
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise error(f"{path} is not UTF-8 text: byte {problem.start} cannot be read") from None
+    header, rows = csv_rows(text, path, error)
+    check_widths(header, rows, path, error)
+    return header, rows
+
+
+def read_bytes(path: Path, error: type[BsdkitError] = DatasetError, what: str = "") -> bytes:
+    """What stands in a file, decompressed where its name ends in ``.gz``.
+
+    Raises:
+        BsdkitError: of the class `error`: the file cannot be read or decompressed.
+    """
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
     except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
         raise error(f"{path} is no whole gzip file ({problem}); fetch it again") from None
     except OSError as problem:
         named = f"{what} {path}" if what else str(path)
         raise error(f"cannot read {named}: {problem.strerror}") from None
+
+
+def csv_rows(
+    text: str, path: Path, error: type[BsdkitError] = DatasetError, delimiter: str = ","
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header and the (line number, fields) of each row of CSV text, whatever their number.
+
+    Raises:
+        BsdkitError: of the class `error`: its quoting is broken or a column stands twice.
+    """
+    rows: list[tuple[int, list[str]]] = []
+    header: list[str] = []
+    line = 1
+    try:
+        csv.field_size_limit(_LONGEST_FIELD)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+        header = [column.strip() for column in next(reader, [])]
+        line = reader.line_num + 1
+        for fields in reader:
+            if fields:
+                rows.append((line, fields))
+            line = reader.line_num + 1
+    except csv.Error as problem:
+        raise error(
+            f"{path} line {line}: broken quoting ({problem}); a quote inside a field is "
+            'written twice ("") and the field is quoted'
+        ) from None
     twice = next((column for column in header if column and header.count(column) > 1), None)
     if twice is not None:
         raise error(f"{path}: the column {twice!r} stands twice in the header")
+    return header, rows
+
+
+def check_widths(
+    header: Sequence[str],
+    rows: Iterable[tuple[int, Sequence[str]]],
+    path: Path,
+    error: type[BsdkitError] = DatasetError,
+) -> None:
+    """Refuses a row with more or fewer fields than the header, by its line.
+
+    Raises:
+        BsdkitError: of the class `error`.
+    """
     for line, fields in rows:
         if len(fields) != len(header):
             raise error(
                 f"{path} line {line}: {len(fields)} fields, the header has {len(header)}; "
                 "a field with a comma must be quoted"
             )
-    return header, rows
 
 
 def lines_of_ids(path: Path, rows: Iterable[tuple[int, str]], column: str) -> dict[str, int]:

@@ -7,11 +7,30 @@ a rename, a second descriptor) asks `is_remote`.
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path, PurePath
 
 from bsdkit.errors import DatasetError
 
-__all__ = ["as_location", "is_remote"]
+__all__ = ["as_location", "is_remote", "readable"]
+
+# Control characters, and those that turn the direction of what is written after them.
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def readable(name: str) -> str:
+    r"""A name that can be printed and stored: bytes that are no UTF-8 and controls are escaped.
+
+    Examples:
+        >>> readable("caf\udce9 \n"), readable("café")
+        ('caf\\xe9 \\n', 'café')
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _UNREADABLE.sub(lambda m: m[0].encode("unicode_escape").decode(), name)
 
 
 def as_location(place: Path | str) -> Path:

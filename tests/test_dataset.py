@@ -90,7 +90,12 @@ def test_bsd_layout(tmp_path: Path) -> None:
     audio = tmp_path / "audio"
     assert list(clips.audio) == [audio / "30.wav", audio / "7.wav", audio / "100.wav"]
     assert report.lines() == [
-        f"{tmp_path / 'metadata' / 'BSD10k_metadata.csv'}: 3 rows, 3 kept, 0 dropped"
+        f"{tmp_path / 'metadata' / 'BSD10k_metadata.csv'}: 3 rows, 3 kept, 0 dropped",
+        "  1 ids have several audio files: the first of .wav, .flac, .ogg, .mp3, .opus, .aiff, "
+        ".aif is taken, and the one in the fewest folders",
+        "  1 files that are no audio (.txt 1)",
+        "  audio files of 2 of 3 clips; 1 have none, e.g. 100",
+        "  2 audio files that no row names, e.g. 7.mp3",
     ]
 
 
@@ -262,9 +267,11 @@ HEADER = "sound_id,class,class_idx,confidence,title\n"
         (HEADER + "1,fx,400,4,\n", "has no clip to keep: 1 rows read, 1 dropped"),
         ("", "has the columns none; one of sound_id, anonymous_id, id, clip_id is needed"),
         ("name,class\n1,fx-a\n", "has the columns name, class; one of sound_id"),
-        ("sound_id,title\n1,é\n".encode("latin-1"), "is not UTF-8 text: byte 17"),
-        ("sound_id,title\n1,a\n".encode("utf-16"), "is not UTF-8 text: byte 0"),
-        (HEADER + "1,fx-a,nan,4,\n", "line 2: class_idx 'nan'"),
+        # cp1252 has no character 0x81
+        (b"sound_id,title\n1,\x81\n", "is not UTF-8 text: byte 17"),
+        ("sound_id,title\n1,a\n".encode("utf-16")[:-1], "begins as UTF-16 and is not: byte"),
+        (HEADER + '1,fx-a,405,4,"a\nb"\n2,fx-a,405,4,\0\n', "line 4: a NUL byte"),
+        (HEADER + "1,fx-a,405,4,\nNaN,fx-a,405,4,\n", "line 3: sound_id 'NaN' says unknown"),
         (HEADER + "1,fx-a,inf,4,\n", "line 2: class_idx 'inf'"),
         ("sound_id,class,class\n1,fx-a,fx-v\n", "twice"),
     ],

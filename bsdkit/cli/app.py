@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bsdkit.errors import BsdkitError
-from bsdkit.location import as_location, is_remote
+from bsdkit.location import as_location, is_remote, readable
 from bsdkit.version import __version__
 
 if TYPE_CHECKING:
@@ -54,6 +54,18 @@ DataOption = Annotated[
 ]  # fmt: skip
 TaxonomyOption = Annotated[
     str, typer.Option(help="'bst', 'flat' (labels found are classes), or a CSV.")
+]
+KeepColumnsOption = Annotated[
+    str,
+    typer.Option(
+        "--keep-columns",
+        metavar="A,B",
+        help="Further columns of the metadata that the store keeps, e.g. for folds.",
+    ),
+]
+ReplaceOption = Annotated[
+    bool,
+    typer.Option("--replace", help="Let the data take another dataset's place in the store."),
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder, e.g. runs/starter.")]
@@ -101,10 +113,10 @@ def command(parent: typer.Typer, name: str) -> Callable[[Callable[..., None]], C
             try:
                 function(*args, **kwargs)
             except BsdkitError as error:
-                typer.echo(f"error: {error}", err=True)
+                typer.echo(f"error: {readable(str(error))}", err=True)
                 raise typer.Exit(USER_ERROR) from None
             except OSError as error:
-                where = f" {error.filename}" if error.filename else ""
+                where = f" {readable(str(error.filename))}" if error.filename else ""
                 typer.echo(f"error: {error.strerror or error}:{where}", err=True)
                 raise typer.Exit(USER_ERROR) from None
             except KeyboardInterrupt:
@@ -127,7 +139,24 @@ def _root(
         raise typer.Exit
 
 
+_NAMES_OF_ANY = set(
+    "metadata meta clips dataset data table labels annotations ground_truth info index files "
+    "audio audios audio_files sound sounds wav wavs clip recordings samples csv".split()
+)
+
+
+def split_names(text: str) -> list[str]:
+    """Names separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def default_store(data: Path) -> Path:
-    """Where a dataset's store is unless the user says so: cache/NAME."""
-    folder = data if is_remote(data) else data.resolve()
-    return Path("cache") / (data.stem if data.is_file() else folder.name)
+    """Where a dataset's store is unless the user says so: cache/NAME.
+
+    A name that any dataset may have, such as ``audio`` or ``metadata.csv``, is passed over for
+    that of the folder above.
+    """
+    place = data if is_remote(data) else data.resolve()
+    names = [data.stem if data.is_file() else place.name, *(p.name for p in place.parents)]
+    own = [n for n in names if n and n.removesuffix(".csv").casefold() not in _NAMES_OF_ANY]
+    return Path("cache") / readable((own or names)[0])

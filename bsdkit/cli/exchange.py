@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from bsdkit.cli.app import RunArgument, TaxonomyOption, app, command
+from bsdkit.cli.app import (
+    KeepColumnsOption,
+    ReplaceOption,
+    RunArgument,
+    TaxonomyOption,
+    app,
+    command,
+    console,
+    split_names,
+)
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
 
@@ -39,19 +48,27 @@ def import_command(
         Literal["refuse", "ignore"], typer.Option(help="Rows of clips that the store lacks.")
     ] = "refuse",
     taxonomy: TaxonomyOption = "bst",
+    keep_columns: KeepColumnsOption = "",
+    replace: ReplaceOption = False,
 ) -> None:
     """Bring in class probabilities of models trained elsewhere, to be members like any other."""
-    from bsdkit.dataset import inspect_audio, read_dataset
+    from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.store.feature import read_info
+    from bsdkit.store.fill import fill_store
     from bsdkit.store.imports import import_probabilities
     from bsdkit.store.store import Store
 
     if name and len(files) > 1:
         raise DatasetError(f"--name is for one file, {len(files)} are given; use --prefix")
     if data is not None:
-        clips, report = read_dataset(data, taxonomy)
-        typer.echo("\n".join(report.lines()))
-        Store.create(store, inspect_audio(clips))
+        fill_store(
+            data,
+            store,
+            taxonomy,
+            ConsoleProgress(console()),
+            keep_columns=split_names(keep_columns),
+            is_replacing=replace,
+        )
     opened = Store(store)
     for file in files:
         stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name

@@ -11,6 +11,8 @@ from bsdkit.cli.app import (
     WORK_FAILED,
     DataOption,
     DeviceOption,
+    KeepColumnsOption,
+    ReplaceOption,
     StoreArgument,
     StoreOption,
     TaxonomyOption,
@@ -19,6 +21,7 @@ from bsdkit.cli.app import (
     console,
     default_store,
     show,
+    split_names,
 )
 from bsdkit.errors import DatasetError
 from bsdkit.location import as_location
@@ -60,6 +63,8 @@ def extract_command(
         bool, typer.Option("--compress", help="Smaller files without loss, slower to read.")
     ] = False,
     taxonomy: TaxonomyOption = "bst",
+    keep_columns: KeepColumnsOption = "",
+    replace: ReplaceOption = False,
     shard: Annotated[
         str, typer.Option(help="Do part i of n, e.g. 2/8; then 'bsdkit store merge'.")
     ] = "",
@@ -98,6 +103,8 @@ def extract_command(
         taxonomy=taxonomy,
         text_template=text,
         mask_class_words=mask_class_words,
+        keep_columns=split_names(keep_columns),
+        is_replacing=replace,
         options=BackboneOptions(weights=weights, dtype=dtype, precision=precision),
         settings=ExtractionSettings(
             device=device,
@@ -215,6 +222,8 @@ def priors_command(
         typer.Option(help="Number type of a model in this process."),
     ] = "float32",
     taxonomy: TaxonomyOption = "bst",
+    keep_columns: KeepColumnsOption = "",
+    replace: ReplaceOption = False,
 ) -> None:
     """Write class priors, or summaries, from the clips' metadata; run again to resume."""
     from bsdkit.cli.progress import ConsoleProgress
@@ -228,7 +237,14 @@ def priors_command(
         raise DatasetError("give --data DIR, or --store STORE of clips that are in one already")
     progress = ConsoleProgress(console(stderr=True))
     made = make_priors(
-        *open_store(data, store or default_store(data or Path()), taxonomy, progress),
+        *open_store(
+            data,
+            store or default_store(data or Path()),
+            taxonomy,
+            progress,
+            keep_columns=split_names(keep_columns),
+            is_replacing=replace,
+        ),
         PriorOptions(
             engine=engine,
             summaries=summaries,

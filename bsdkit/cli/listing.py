@@ -7,19 +7,29 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from bsdkit.cli.app import DeviceOption, TaxonomyOption, app, command, console, show
+from bsdkit.cli.app import (
+    DeviceOption,
+    KeepColumnsOption,
+    TaxonomyOption,
+    app,
+    command,
+    console,
+    show,
+    split_names,
+)
 
 
 @command(app, "dataset")
 def dataset_command(
     data: Annotated[Path, typer.Argument(help="BSD folder, folder of class folders, or CSV.")],
     taxonomy: TaxonomyOption = "bst",
+    keep_columns: KeepColumnsOption = "",
 ) -> None:
     """Show what reading a dataset keeps and drops, and how its classes are filled."""
     from bsdkit.dataset import read_dataset
     from bsdkit.report.tables import dataset_table
 
-    clips, report = read_dataset(data, taxonomy)
+    clips, report = read_dataset(data, taxonomy, keep_columns=split_names(keep_columns))
     show(dataset_table(clips, report))
 
 

@@ -11,6 +11,7 @@ from bsdkit.cli.app import (
     WORK_FAILED,
     DeviceOption,
     FittedStoreOption,
+    ReplaceOption,
     RunArgument,
     TaxonomyOption,
     app,
@@ -43,6 +44,7 @@ def predict_command(
     ] = None,
     member: Annotated[str, typer.Option(help="One member instead of the ensemble.")] = "",
     device: DeviceOption = "cpu",
+    replace: ReplaceOption = False,
 ) -> None:
     """Predict clips that a run has never seen, labelled or not; writes a CSV."""
     from bsdkit.cli.progress import ConsoleProgress
@@ -67,6 +69,7 @@ def predict_command(
             member=member,
             device=device,
             progress=ConsoleProgress(console(stderr=True)),
+            is_replacing=replace,
         )
     assert store is not None
     prediction = predict_run(loaded, Store(store), member)

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from bsdkit.location import readable
 from bsdkit.progress import Progress
 
 __all__ = ["ConsoleProgress"]
@@ -67,7 +68,7 @@ class ConsoleProgress(Progress):
 
     def line(self, text: str) -> None:
         """Prints a line above the bars."""
-        self._progress.console.print(text)
+        self._progress.console.print(readable(text), soft_wrap=True)
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Sets how far a stage is; a new name starts a new bar."""

@@ -10,10 +10,14 @@ import typer
 from bsdkit.cli.app import (
     USER_ERROR,
     WORK_FAILED,
+    KeepColumnsOption,
+    ReplaceOption,
     StoreArgument,
     TaxonomyOption,
     command,
+    console,
     show,
+    split_names,
     store_app,
 )
 from bsdkit.errors import DatasetError
@@ -99,17 +103,25 @@ def store_import(
         typer.Option("--data", parser=as_location, help="The dataset, where the store is new."),
     ] = None,
     taxonomy: TaxonomyOption = "bst",
+    keep_columns: KeepColumnsOption = "",
+    replace: ReplaceOption = False,
 ) -> None:
     """Bring in embeddings that others computed, such as the organisers' CLAP vectors."""
-    from bsdkit.dataset import inspect_audio, read_dataset
+    from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.store.feature import read_info
+    from bsdkit.store.fill import fill_store
     from bsdkit.store.imports import import_npy_folder
     from bsdkit.store.store import Store
 
     if data is not None:
-        clips, report = read_dataset(data, taxonomy)
-        typer.echo("\n".join(report.lines()))
-        Store.create(store, inspect_audio(clips))
+        fill_store(
+            data,
+            store,
+            taxonomy,
+            ConsoleProgress(console()),
+            keep_columns=split_names(keep_columns),
+            is_replacing=replace,
+        )
     info = read_info(import_npy_folder(Store(store), folder, feature, origin))
     typer.echo(f"{info.path}: {info.n_rows - info.n_failed} clips, {info.n_failed} without a file")
     if info.n_failed:

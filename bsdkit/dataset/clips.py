@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bsdkit.errors import DatasetError
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["Clips", "Strings", "strings"]
+__all__ = ["Clips", "Strings", "make_clips", "strings"]
 
 Strings = npt.NDArray[np.object_]
 
@@ -45,6 +45,7 @@ class Clips:
         audio: paths [n] of the audio files, None where only embeddings are available.
         columns: further columns [n] that the user asked to keep, by name: float64 where every
             known value is a number (NaN where unknown), texts otherwise (empty where unknown).
+        unread: columns of the metadata that were not read.
     """
 
     ids: Strings
@@ -61,6 +62,7 @@ class Clips:
     sound: Strings
     audio: Sequence[Path | None] = field(repr=False)
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """The number of clips."""
@@ -99,3 +101,40 @@ class Clips:
                 f"{len(unknown)} ids are not in the clips table, the first is {unknown[0]!r}"
             )
         return np.array([index[clip] for clip in wanted], np.int64)
+
+
+def _column(values: list[str]) -> npt.NDArray[Any]:
+    """A kept column [n]: float64 where every known value is a number, texts otherwise."""
+    try:
+        # Python takes 1_2 for 12
+        numbers = [float(value.replace("_", "?") or "nan") for value in values]
+    except ValueError:
+        return strings(values)
+    return np.array(numbers, np.float64)
+
+
+def make_clips(rows: Sequence[Mapping[str, Any]], taxonomy: Taxonomy) -> Clips:
+    """The clips of rows that have ``id``, ``label``, ``audio`` and ``kept``, at least one."""
+
+    def text(name: str) -> Strings:
+        return strings(str(row.get(name, "")) for row in rows)
+
+    def number(name: str) -> npt.NDArray[np.float32]:
+        return np.array([row.get(name, float("nan")) for row in rows], np.float32)
+
+    return Clips(
+        ids=text("id"),
+        labels=np.array([row["label"] for row in rows], np.int64),
+        taxonomy=taxonomy,
+        confidence=number("confidence"),
+        uploader=text("uploader"),
+        licence=text("licence"),
+        title=text("title"),
+        tags=text("tags"),
+        description=text("description"),
+        duration=number("duration"),
+        sha256=strings("" for _ in rows),
+        sound=strings("" for _ in rows),
+        audio=[row["audio"] for row in rows],
+        columns={name: _column([row["kept"][name] for row in rows]) for name in rows[0]["kept"]},
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,8 @@ def _length(source: Path | io.BytesIO) -> tuple[int, int] | None:
     import soundfile
 
     try:
-        info = soundfile.info(source)
+        # as bytes: a name need not be UTF-8
+        info = soundfile.info(os.fsencode(source) if isinstance(source, Path) else source)
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError):  # TypeError: .raw
         return None
     return (info.frames, info.samplerate) if info.samplerate > 0 else None
@@ -61,7 +63,7 @@ def _sound_digest(path: Path) -> str:
     import soundfile
 
     try:
-        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
+        source = io.BytesIO(path.read_bytes()) if is_remote(path) else os.fsencode(path)
         with soundfile.SoundFile(source) as file:
             digest = hashlib.sha256(str(file.samplerate).encode())
             for block in file.blocks(1 << 20, dtype="float32", always_2d=True):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bsdkit.backbones.base import BackboneOptions
 from bsdkit.backbones.registry import get_outputs
-from bsdkit.dataset import Clips, inspect_audio, read_dataset
+from bsdkit.dataset import Clips
 from bsdkit.device import check_device
-from bsdkit.errors import RecipeError, StaleStore, StoreError
+from bsdkit.errors import RecipeError, StaleStore
 from bsdkit.extract.pipeline import Engine, ExtractionSettings, extract
 from bsdkit.extract.report import ExtractionReport
 from bsdkit.priors.ask import Ask
 from bsdkit.priors.llm import SUMMARY
 from bsdkit.priors.prompt import clip_contents
 from bsdkit.progress import Progress
-from bsdkit.store.store import Store
+from bsdkit.store.fill import fill_table, read_for_store
 from bsdkit.store.texts import find_texts
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.text import (
@@ -33,7 +32,6 @@ from bsdkit.text import (
 __all__ = [
     "described_template",
     "extract_dataset",
-    "fill_table",
     "find_template",
     "without_stale",
 ]
@@ -51,6 +49,8 @@ def extract_dataset(
     taxonomy: Taxonomy | str = "bst",
     text_template: str = "title-tags-description",
     mask_class_words: bool = False,
+    keep_columns: Sequence[str] = (),
+    is_replacing: bool = False,
 ) -> list[ExtractionReport]:
     """Embeds outputs of the backbones and returns one report each.
 
@@ -65,6 +65,8 @@ def extract_dataset(
         taxonomy: see `read_dataset`.
         text_template: name of the template of text outputs, or of texts in the store.
         mask_class_words: whether words of class names are cut out of texts.
+        keep_columns: further columns of the metadata that the store keeps.
+        is_replacing: whether the dataset may take another's place in the store.
 
     Raises:
         BsdkitError: see `read_dataset` and `extract`.
@@ -75,7 +77,7 @@ def extract_dataset(
     check_device(settings.device)
     names = [name.strip() for name in backbones]
     get_outputs(names, options)  # refuses what is not known before anything is read
-    clips, filtered = read_dataset(data, taxonomy)
+    clips, filtered = read_for_store(data, store, taxonomy, keep_columns)
     template = find_template(text_template, store, clips.taxonomy, is_masked=mask_class_words)
     options = replace(options or BackboneOptions(), text_template=template.describe())
     wanted = get_outputs(names, options)
@@ -90,7 +92,7 @@ def extract_dataset(
     for line in filtered.lines():
         progress.line(line)
     with progress:
-        opened, clips = fill_table(clips, store, progress)
+        opened, clips = fill_table(clips, store, progress, is_replacing=is_replacing)
         template = without_stale(template, store, clips, progress)
         return extract(wanted, clips, opened, template, settings, progress=progress, engine=engine)
 
@@ -151,35 +153,6 @@ def without_stale(
             "in (bsdkit priors --summaries writes what is missing)"
         )
     return replace(template, texts=current)
-
-
-def fill_table(clips: Clips, store: Path, progress: Progress) -> tuple[Store, Clips]:
-    """Reads the audio files' digests and lengths, and writes the clips table of a store.
-
-    Raises:
-        StoreError: see `Store.create`.
-    """
-    clips = inspect_audio(
-        clips,
-        n_threads=os.cpu_count() or 1,
-        progress=lambda n: progress.stage("reading", n, len(clips)),
-    )
-    before = _taxonomy_of(store)
-    opened = Store.create(store, clips)
-    if before not in ("", clips.taxonomy.name):
-        progress.line(
-            f"the taxonomy of {store} changes from {before} to {clips.taxonomy.name}: scores "
-            "of runs before and after cannot be compared"
-        )
-    return opened, clips
-
-
-def _taxonomy_of(store: Path) -> str:
-    """The taxonomy's name in a store's clips table; empty where there is no store."""
-    try:
-        return Store(store).clips.taxonomy.name
-    except StoreError:
-        return ""
 
 
 def described_template(described: object, taxonomy: Taxonomy) -> TextTemplate:

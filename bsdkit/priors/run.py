@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bsdkit.backbones.registry import backbone_classes
-from bsdkit.dataset import Clips, read_dataset
+from bsdkit.dataset import Clips
 from bsdkit.errors import PriorError, nearest
-from bsdkit.extract.run import fill_table
 from bsdkit.priors.ask import own_name
 from bsdkit.priors.engines.encoder import TEXT_ENCODER
 from bsdkit.priors.engines.registry import ENGINES
 from bsdkit.priors.llm import SUMMARY
 from bsdkit.priors.options import Made, PriorOptions
 from bsdkit.progress import Progress
+from bsdkit.store.fill import fill_store
 from bsdkit.store.kinds import PRIOR
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
@@ -34,7 +35,13 @@ def choose_engine(model: str) -> str:
 
 
 def open_store(
-    data: Path | None, store: Path, taxonomy: Taxonomy | str, progress: Progress
+    data: Path | None,
+    store: Path,
+    taxonomy: Taxonomy | str,
+    progress: Progress,
+    *,
+    keep_columns: Sequence[str] = (),
+    is_replacing: bool = False,
 ) -> tuple[Store, Clips]:
     """The store of a dataset, made where it is not there; or one that is there; and its clips.
 
@@ -43,6 +50,8 @@ def open_store(
         store: its folder.
         taxonomy: see `read_dataset`.
         progress: where to show what happens.
+        keep_columns: further columns of the metadata that the store keeps.
+        is_replacing: whether the dataset may take another's place in the store.
 
     Raises:
         DatasetError: the dataset cannot be read.
@@ -51,11 +60,9 @@ def open_store(
     if data is None:
         opened = Store(store)
         return opened, opened.clips
-    clips, filtered = read_dataset(data, taxonomy)
-    for line in filtered.lines():
-        progress.line(line)
-    with progress:
-        return fill_table(clips, store, progress)
+    return fill_store(
+        data, store, taxonomy, progress, keep_columns=keep_columns, is_replacing=is_replacing
+    )
 
 
 def make_priors(store: Store, clips: Clips, options: PriorOptions, progress: Progress) -> Made:

@@ -101,7 +101,7 @@ class Table:
     @staticmethod
     def _print(console: Console, lines: list[str]) -> None:
         if lines:
-            console.print(Text("\n".join(lines)))
+            console.print(Text("\n".join(lines)), soft_wrap=True)
 
     def to_markdown(self, *, is_bare: bool = False) -> str:
         """The same in Markdown, without a line break at its end.

@@ -323,10 +323,7 @@ def _add_scores(
 
 def dataset_table(clips: Clips, report: FilterReport) -> Table:
     """What reading kept and dropped, and one row a class."""
-    n_audio = sum(path is not None and path.is_file() for path in clips.audio)
-    n_uploaders = len(set(clips.uploader) - {""})
-    audio = f"audio files: {n_audio} of {len(clips)}; uploaders: {n_uploaders}"
-    lead = [*report.lines(), audio]
+    lead = [*report.lines(), f"uploaders: {len(set(clips.uploader) - {''})}"]
     if not (clips.labels >= 0).any():
         return Table(lead=[*lead, "no labels"])
     heading = columns("class", "name", "clips", "uploaders", left=["class", "name"])

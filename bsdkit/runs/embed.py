@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from bsdkit.backbones.base import Backbone, BackboneOptions
 from bsdkit.backbones.checkpoint import CheckpointBackbone
 from bsdkit.backbones.registry import get_backbone
-from bsdkit.dataset import inspect_audio, read_dataset
 from bsdkit.device import check_device
 from bsdkit.errors import RecipeError, StaleStore
 from bsdkit.extract.pipeline import ExtractionSettings, extract
@@ -21,6 +19,7 @@ from bsdkit.priors.engines.audio_language import OUTPUT, with_question
 from bsdkit.progress import Progress
 from bsdkit.runs.folder import Run
 from bsdkit.runs.predict import needed_features
+from bsdkit.store.fill import fill_store
 from bsdkit.store.kinds import first_difference, kind_of
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
@@ -30,7 +29,14 @@ __all__ = ["extract_for_run"]
 
 
 def extract_for_run(
-    run: Run, data: Path, store: Path, *, member: str = "", device: str, progress: Progress
+    run: Run,
+    data: Path,
+    store: Path,
+    *,
+    member: str = "",
+    device: str,
+    progress: Progress,
+    is_replacing: bool = False,
 ) -> None:
     """Embeds what a run, or one member of it, needs of a dataset, with the specs that it had.
 
@@ -38,13 +44,9 @@ def extract_for_run(
         StaleStore: the backbone as it is now has another spec than the run's features.
         RecipeError: a feature was imported, so nothing here can make it.
     """
-    clips, filtered = read_dataset(data, run.clips.taxonomy)
-    for line in filtered.lines():
-        progress.line(line)
     check_device(device)
+    opened, clips = fill_store(data, store, run.clips.taxonomy, progress, is_replacing=is_replacing)
     with progress:
-        clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
-        opened = Store.create(store, clips)
         specs = _specs_to_embed(run, member, store)
         for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
             reports = extract(

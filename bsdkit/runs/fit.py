@@ -89,6 +89,8 @@ def fit_recipe(
             raise RecipeError(f"expect names the feature {name!r}, which no member uses")
     trainer = MemberTrainer(recipe, runs, device=device, reuse=reuse, on_step=on_step)
     clips = trainer.store.clips
+    if clips.unread and not (runs / recipe.name).exists():  # once, not at every change
+        say(f"columns of the metadata that were not read: {', '.join(clips.unread)}")
     plans = {name: member_plan(name, recipe) for name in recipe.members}
     for plan in plans.values():  # what a store lacks is said before anything else
         trainer.inputs(plan)

@@ -47,6 +47,8 @@ def write_clips(path: Path, clips: Clips) -> None:
         file.create_dataset("label", data=clips.labels)
         file.create_dataset("confidence", data=clips.confidence)
         file.create_dataset("duration", data=clips.duration)
+        if clips.unread:
+            file.attrs["unread"] = json.dumps(clips.unread)
         for i, (name, values) in enumerate(clips.columns.items()):
             kept = file.create_group(f"columns/{i}")  # a name of the user's may hold a slash
             kept.attrs["name"] = name
@@ -79,7 +81,12 @@ def read_clips(path: Path) -> Clips:
             sound=read_strings(file, "sound" if "sound" in file else "sha256"),
             columns=_read_columns(file["columns"]) if "columns" in file else {},
             audio=[None] * len(ids),
-            **{name: read_texts(file, name) for name in _SHORT + _LONG},
+            unread=tuple(json.loads(file.attrs.get("unread", "[]"))),
+            uploader=read_texts(file, "uploader"),
+            licence=read_texts(file, "licence"),
+            title=read_texts(file, "title"),
+            tags=read_texts(file, "tags"),
+            description=read_texts(file, "description"),
         )
 
 
@@ -95,7 +102,7 @@ def _read_columns(groups: Any) -> dict[str, npt.NDArray[Any]]:
 
 def same_table(a: Clips, b: Clips) -> bool:
     """Whether two tables hold the same rows in the same order, paths apart."""
-    if len(a) != len(b) or a.taxonomy != b.taxonomy:
+    if len(a) != len(b) or a.taxonomy != b.taxonomy or a.unread != b.unread:
         return False
     names = ("ids", "labels", "sha256", "sound", "confidence", "duration", *_SHORT, *_LONG)
     pairs = [(getattr(a, name), getattr(b, name)) for name in names]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore
+from bsdkit.location import readable
 from bsdkit.store.files import (
     atomic_h5,
     open_h5,
@@ -215,7 +216,8 @@ def write_feature(
         write_strings(
             file, "source_sha256", rows.source_sha256.tolist(), is_compressed=is_compressed
         )
-        write_texts(file, "reason", rows.reasons.tolist())
+        # a reason may name a file, whose name may be anything
+        write_texts(file, "reason", [readable(str(reason)) for reason in rows.reasons])
         file.create_dataset("state", data=rows.state)
         _write_matrix(file, "embedding", rows.embedding, is_compressed)
         if rows.segments is not None:

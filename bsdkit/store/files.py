@@ -195,7 +195,7 @@ def write_strings(
     group: h5py.Group, name: str, values: Sequence[str], *, is_compressed: bool = False
 ) -> None:
     """Writes short strings [n] as fixed-width UTF-8, which reads as one block."""
-    encoded = [value.encode() for value in values]
+    encoded = [value.encode(errors="backslashreplace") for value in values]
     width = max([1, *map(len, encoded)])
     filters = {"compression": "gzip"} if is_compressed and encoded else {}
     dataset = group.create_dataset(name, data=np.array(encoded, f"S{width}"), **filters)
@@ -212,7 +212,7 @@ def read_strings(group: h5py.Group, name: str) -> npt.NDArray[np.object_]:
 
 def write_texts(group: h5py.Group, name: str, values: Sequence[str]) -> None:
     """Writes long texts [n] as one compressed UTF-8 block and offsets [n + 1]."""
-    encoded = [value.encode() for value in values]
+    encoded = [value.encode(errors="backslashreplace") for value in values]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(value) for value in encoded], out=offsets[1:])
     block = np.frombuffer(b"".join(encoded), np.uint8)

@@ -13,8 +13,10 @@ import numpy.typing as npt
 from bsdkit.dataset import Clips
 from bsdkit.errors import IncompleteStore, StaleStore, StoreError, nearest
 from bsdkit.location import as_location
+from bsdkit.store.changes import compare_tables
 from bsdkit.store.clips import read_clips, same_table, write_clips
 from bsdkit.store.feature import OK, FeatureInfo, read_embedding, read_info
+from bsdkit.store.files import remove_tree
 from bsdkit.store.kinds import PRIOR, Spec, first_difference
 from bsdkit.text import TEMPLATES, template_name
 
@@ -44,6 +46,14 @@ def _template_of(spec: Spec) -> str:
     return template_name(str(spec.get("text_template", "")))
 
 
+def _remove_features(store: Path) -> None:
+    for file in store.glob("*.h5"):
+        if file.name != "clips.h5":
+            file.unlink()
+    for folder in (".parts", "texts"):
+        remove_tree(store / folder)
+
+
 class Store:
     """A store on disk, opened for reading.
 
@@ -63,11 +73,18 @@ class Store:
             )
 
     @classmethod
-    def create(cls, path: Path | str, clips: Clips) -> Store:
+    def create(cls, path: Path | str, clips: Clips, *, is_replacing: bool = False) -> Store:
         """The store at `path` with this clips table, which replaces an older one.
 
         Rows of features are found by clip id, so a table that gained clips, lost some or
         changed their order keeps what was embedded.
+
+        Args:
+            path: the folder.
+            clips: the table.
+            is_replacing: whether it may take the place of a table of another dataset, see
+                `TableChange`. Where sounds or texts of the same ids differ then, the features
+                and texts in the store are removed: they are not of these clips.
 
         Raises:
             StoreError: the store there holds clips of another dataset, or cannot be written.
@@ -76,20 +93,14 @@ class Store:
         table = path / "clips.h5"
         if table.is_file():
             old = read_clips(table)
-            if not set(old.ids) & set(clips.ids):
-                raise StoreError(
-                    f"{path} holds {len(old)} clips of another dataset (no id in common with "
-                    f"these {len(clips)}); give another --store"
-                )
-            labelled = set(old.ids[old.labels >= 0])
-            n_lost = sum(clip in labelled for clip in clips.ids[clips.labels < 0])
-            if n_lost:
-                raise StoreError(
-                    f"{path} holds labels of {n_lost} clips that have none in this dataset; "
-                    "they would be lost, so give another --store"
-                )
+            change = compare_tables(old, clips)
+            reason = change.refusal(path)
+            if reason and not is_replacing:
+                raise StoreError(reason)
             if same_table(old, clips):
                 return cls(path)
+            if change.is_other and change.others:
+                _remove_features(path)
         write_clips(table, clips)
         return cls(path)
 
