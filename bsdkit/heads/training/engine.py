@@ -33,6 +33,7 @@ from bsdkit.heads.training.losses import Losses, as_output
 from bsdkit.heads.training.optimizer import StackedAdam, clip_gradients
 from bsdkit.heads.training.options import TrainingOptions
 from bsdkit.heads.training.replica import Replica, TrainedReplica, TrainingData
+from bsdkit.heads.training.schedule import rate_factor, warmed_up
 
 __all__ = ["INPUT_MEAN", "INPUT_SCALE", "Score", "StackableHead", "train_replicas"]
 
@@ -370,7 +371,7 @@ class _Stack:
     def train_epoch(self, epoch: int) -> None:
         self.module.train()
         size, shared = self.shared.batch_size, self.shared
-        rates = self.rates * (1.0 if shared.schedule == "plateau" else shared.rate_factor(epoch))
+        rates = self.rates * rate_factor(shared, epoch)
         rows, is_real = self._batches()
         total = torch.zeros(len(self.replicas), device=self.device)
         for step in range(int(self.n_steps.max())):
@@ -394,20 +395,12 @@ class _Stack:
             gradients = torch.autograd.grad(losses.sum(), leaves)
             if bool(torch.isfinite(self.clips[:n_active]).any()):
                 gradients = clip_gradients(gradients, self.clips[:n_active])
-            self.optimizer.step(gradients, n_active, self._warm(rates, epoch, step))
+            warm = warmed_up(rates, shared.warmup_epochs, epoch, step, self.n_steps)
+            self.optimizer.step(gradients, n_active, warm)
             self._remember(n_active, seen, epoch, step)
             total[:n_active] += losses.detach()
         for kept, loss in zip(self.losses, (total.cpu().numpy() / self.n_steps), strict=True):
             kept.append(float(loss))
-
-    def _warm(
-        self, rates: npt.NDArray[np.float64], epoch: int, step: int
-    ) -> npt.NDArray[np.float64]:
-        """Rates [replicas] of a step, lower during the warm-up."""
-        warmup = self.shared.warmup_epochs
-        if epoch >= warmup:
-            return rates
-        return rates * np.minimum((epoch + (step + 1) / self.n_steps) / warmup, 1)
 
     def _remember(
         self, n_active: int, seen: dict[str, torch.Tensor], epoch: int, step: int

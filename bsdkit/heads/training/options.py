@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bsdkit.errors import HeadError, nearest
+from bsdkit.heads.training.schedule import SCHEDULES
 
 __all__ = ["SELECTIONS", "TrainingOptions"]
 
@@ -18,7 +18,7 @@ better."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "adam"),
-    "schedule": ("cosine", "constant", "linear", "step", "plateau"),
+    "schedule": SCHEDULES,
     "selection": SELECTIONS,
     "loss": ("cross_entropy", "focal"),
     "smoothing": ("classes", "siblings"),
@@ -179,13 +179,3 @@ class TrainingOptions:
     def options(self) -> dict[str, Any]:
         """The training options by name."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(TrainingOptions)}
-
-    def rate_factor(self, epoch: float) -> float:
-        """What `learning_rate` is multiplied by in an epoch, counted from 0; not for plateau."""
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        if self.schedule == "linear":
-            return 1 - epoch / self.epochs
-        if self.schedule == "step":
-            return float(self.step_factor ** (epoch // self.step_epochs))
-        return 1.0
