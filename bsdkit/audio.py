@@ -26,7 +26,10 @@ from bsdkit.sounds.reader import OpenSound, opened, undecodable
 from bsdkit.sounds.suffixes import MEDIA_SUFFIXES, audio_suffixes
 
 __all__ = [
+    "CANCELLED",
+    "CANCELLED_DB",
     "MEDIA_SUFFIXES",
+    "SCALED",
     "Findings",
     "Padding",
     "Waveform",
@@ -52,7 +55,9 @@ BLOCK_SECONDS = 30
 """What is decoded at a time of a file that is streamed."""
 
 _OVER_FULL_SCALE = 1.05
-_CANCELLED_DB = 12
+CANCELLED_DB = 12
+SCALED, CANCELLED = "exceeds full scale", "its channels cancel"
+"""What the notices of `Findings` are told apart by."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,10 @@ class _Mixer:
     def tell(self, findings: Findings) -> None:
         """Writes down what was found, once all blocks are mixed."""
         if self._is_scaled:
-            findings.scaled = f"peak {self.peak:.4g} exceeds full scale: scaled by its peak"
-        if self._mixed < self._channels * 10 ** (-_CANCELLED_DB / 10):
+            findings.scaled = f"peak {self.peak:.4g} {SCALED}: scaled by its peak"
+        if self._mixed < self._channels * 10 ** (-CANCELLED_DB / 10):
             lost = 10 * math.log10(self._channels / self._mixed) if self._mixed else math.inf
-            findings.cancelled = f"its channels cancel: mixing them loses {lost:.0f} dB"
+            findings.cancelled = f"{CANCELLED}: mixing them loses {lost:.0f} dB"
 
 
 def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
@@ -262,9 +267,9 @@ def _by_name(source: Path | Waveform) -> Iterator[None]:
     except AudioError:
         raise
     except Exception as error:
-        if isinstance(source, Path):
-            raise undecodable(source, error) from None
-        raise AudioError(f"{source} cannot be decoded: {error}") from None
+        if isinstance(source, Waveform):
+            raise AudioError(f"{source} cannot be embedded: {error}") from None
+        raise undecodable(source, error) from None
 
 
 def _check_any(n_samples: int, source: Path | Waveform) -> None:

@@ -33,6 +33,8 @@ _MOST_SAMPLES_A_BYTE = 8192
 _MOST_WHOLE = 1 << 26
 """Samples a channel that are read at once: a header may promise more than memory holds."""
 _STEP = 1 << 20
+_MOST_READ = 1 << 24
+"""Bytes of a file that are read to see what is in it; a larger one is mapped."""
 
 
 class OpenSound:
@@ -193,11 +195,10 @@ def opened(source: Path | io.BytesIO) -> Iterator[OpenSound | Media]:
         return
     with _bytes_of(source) as data:
         # a name that ends in .raw makes soundfile ask for a rate
-        is_in_memory = isinstance(data, bytes) or source.suffix.lower() == ".raw"
-        place = os.fsencode(source) if os.name == "posix" else str(source)
+        is_in_memory = is_remote(source) or source.suffix.lower() == ".raw"
         try:
             sound: OpenSound | Media = OpenSound(
-                io.BytesIO(data[:]) if is_in_memory else place, data
+                io.BytesIO(data[:]) if is_in_memory else _place(source), data
             )
         except soundfile.SoundFileError as error:
             sound = _media(source, data, error)
@@ -209,25 +210,35 @@ def opened(source: Path | io.BytesIO) -> Iterator[OpenSound | Media]:
         sound.close()
 
 
+def _place(path: Path) -> bytes | str:
+    """A path as soundfile takes it, whatever bytes are in its name."""
+    return os.fsencode(path) if os.name == "posix" else str(path)
+
+
 @contextlib.contextmanager
 def _bytes_of(path: Path) -> Iterator[Data]:
-    """The bytes of a file: read where it is remote, mapped where it is here."""
+    """The bytes of a file: read, or mapped where it is large.
+
+    What is mapped is gone with the process where the disk fails or the file shrinks.
+    """
     try:
         size = path.stat().st_size
         if not size:
             raise EmptyAudio(f"{path} is empty (0 bytes)")
-        if is_remote(path):
-            data = path.read_bytes()
+        is_file = is_remote(path) or path.is_file()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise MissingAudio(f"no audio file {path}: {reason}") from None
-    if is_remote(path):
-        yield data
-        return
-    if not path.is_file():
+    if not is_file:
         raise undecodable(path, "it is no file but a folder or a device")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        yield mapped
+    try:
+        if size <= _MOST_READ or is_remote(path):
+            yield path.read_bytes()
+            return
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield data
+    except OSError as error:
+        raise undecodable(path, error.strerror or type(error).__name__) from None
 
 
 def _media(path: Path, data: Data, error: Exception) -> Media:
@@ -237,7 +248,7 @@ def _media(path: Path, data: Data, error: Exception) -> Media:
         AudioError: PyAV is not installed or does not decode it either.
     """
     try:
-        return Media(io.BytesIO(data) if isinstance(data, bytes) else str(path))
+        return Media(io.BytesIO(data) if isinstance(data, bytes) else path.open("rb"))
     except ImportError:
         is_other = is_media(path, data[:64])
         raise undecodable(path, media_hint(path) if is_other else error) from None

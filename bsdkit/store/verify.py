@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
-from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
+from bsdkit.store.feature import FAILED, FeatureInfo, FeatureRows, read_feature, read_info
 from bsdkit.store.kinds import kind_of, spec_hash
 from bsdkit.store.store import Store
 
@@ -73,7 +73,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
         if len(set(rows.ids)) != len(rows):
             faults.append("a clip id stands twice")
         faults += _older_than_source(info, rows, store)
-        is_ok = rows.state == OK
+        is_ok = rows.state != FAILED
         values = rows.embedding[is_ok].astype(np.float32)
         n_bad = int((~np.isfinite(values)).any(axis=1).sum()) if len(values) else 0
         if n_bad:

@@ -46,7 +46,7 @@ from bsdkit.report.page import (
 )
 from bsdkit.runs.folder import Run, load_run
 from bsdkit.splits import Split, shared_groups
-from bsdkit.store.feature import OK, read_feature
+from bsdkit.store.feature import FAILED, read_feature
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
 
@@ -272,7 +272,7 @@ def _coverage(run: Run, store: Store | None) -> tuple[tuple[FeatureCoverage, ...
                 n_failed = info.n_failed
                 if n_failed:
                     table = read_feature(info.path)
-                    failures = dict(Counter(table.reasons[table.state != OK].tolist()))
+                    failures = dict(Counter(table.reasons[table.state == FAILED].tolist()))
                 if info.checksum != fact["checksum"]:
                     notes.append(f"{name} in {store.path} is not what the run was fitted on")
             except BsdkitError as error:
