@@ -60,10 +60,15 @@ class AudioChunk:
     def file(self, data: Data) -> bytes:
         """The chunk's file, with the size that is there where none or too much was written."""
         content = bytearray(data[self.begin : self.end])
-        if self.size is not None and (self.is_unfinished or self.size > self.n_held):
+        is_known = self.size is not None or self.size_format == ">q"
+        if is_known and (self.is_unfinished or self.size is None or self.size > self.n_held):
             at = self.size_at - self.begin
             struct.pack_into(self.size_format, content, at, self.n_held + self.counted)
         return bytes(content)
+
+
+_Found = tuple[AudioChunk | None, int]
+"""The audio of a file, and where that file ends."""
 
 
 def chunk_layout(data: Data) -> Layout | None:
@@ -74,9 +79,9 @@ def chunk_layout(data: Data) -> Layout | None:
     n_held = sum(chunk.n_held for chunk in chunks)
     share = n_held / max(1, sum(chunk.n_announced for chunk in chunks)) if n_held else 1.0
     first = chunks[0]
-    # libsndfile opens no CAF that is cut
-    is_cut_caf = first.size_format == ">q" and (first.size or 0) > first.n_held
-    is_direct = len(chunks) == 1 and not first.is_unfinished and not is_cut_caf
+    # libsndfile opens no CAF that is cut or of unknown length
+    is_odd_caf = first.size_format == ">q" and first.size != first.n_held
+    is_direct = len(chunks) == 1 and not first.is_unfinished and not is_odd_caf
     pieces = () if is_direct else tuple(chunk.file(data) for chunk in chunks)
     return Layout(pieces, share=share, tolerance=_TOLERANCE)
 
@@ -84,19 +89,9 @@ def chunk_layout(data: Data) -> Layout | None:
 def audio_chunks(data: Data) -> list[AudioChunk]:
     """The audio of every file that stands in these bytes, mostly of one."""
     begin = without_id3(data)
-    magic = data[begin : begin + 4]
-    if magic == b"caff":
-        return _caf(data, begin)
-    if magic == b"riff":
-        return _w64(data, begin)
-    if magic in (b".snd", b"dns."):
-        order = ">" if magic == b".snd" else "<"
-        offset, size = _numbers(order + "II", data, begin + 4)
-        known = None if size == 0xFFFFFFFF else size
-        return [_single(data, begin, begin + offset, known, begin + 8, order + "I")]
     chunks = []
-    while data[begin : begin + 4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-        chunk, begin = _riff(data, begin)
+    while reader := _READERS.get(data[begin : begin + 4]):
+        chunk, begin = reader(data, begin)
         chunks += [chunk] if chunk else []
     return chunks
 
@@ -107,7 +102,7 @@ def _numbers(layout: str, data: Data, at: int) -> tuple[int, ...]:
     return struct.unpack(layout, data[at : at + n].ljust(n, b"\0"))
 
 
-def _riff(data: Data, begin: int) -> tuple[AudioChunk | None, int]:
+def _riff(data: Data, begin: int) -> _Found:
     """The audio of a RIFF or AIFF file, and where that file ends."""
     magic, form = data[begin : begin + 4], data[begin + 8 : begin + 12]
     order = ">I" if magic in (b"RIFX", b"FORM") else "<I"
@@ -158,40 +153,53 @@ def _next_file(data: Data, at: int, magic: bytes, form: bytes) -> int:
     return len(data)
 
 
-def _single(
-    data: Data, begin: int, start: int, size: int | None, size_at: int, size_format: str,
-    counted: int = 0,
-) -> AudioChunk:  # fmt: skip
-    """The audio of a file that nothing but zeros and tags should follow."""
-    n_behind = 0
-    if size_format != ">q" and size is not None and size_format != "<Q":
-        behind = data[start + size : start + size + 4096]
-        n_behind = len(data) - start - size if behind[:3] not in _TAGS and any(behind) else 0
-    return AudioChunk(begin, len(data), start, size, size_at, size_format, counted, n_behind)
+def _au(data: Data, begin: int) -> _Found:
+    """The audio of an AU file, which nothing but zeros, tags and other files should follow."""
+    magic = data[begin : begin + 4]
+    order = ">" if magic == b".snd" else "<"
+    offset, size = _numbers(order + "II", data, begin + 4)
+    start, end, n_behind = begin + offset, len(data), 0
+    known = None if size == 0xFFFFFFFF else size
+    if known is not None:
+        behind = data[start + known : start + known + 4096]
+        if behind[:4] == magic:
+            end = start + known
+        elif behind[:3] not in _TAGS and any(behind):
+            n_behind = len(data) - start - known
+    return AudioChunk(begin, end, start, known, begin + 8, order + "I", 0, n_behind), end
 
 
-def _caf(data: Data, begin: int) -> list[AudioChunk]:
-    at = begin + 8
+def _caf(data: Data, begin: int) -> _Found:
+    at, end = begin + 8, len(data)
     while at + 12 <= len(data):
         (size,) = _numbers(">q", data, at + 4)
         if data[at : at + 4] == b"data":
             known = None if size < 0 else max(0, size - 4)
-            return [_single(data, begin, at + 16, known, at + 4, ">q", 4)]
+            following = at + 12 + max(0, size)
+            if known is not None and data[following : following + 4] == b"caff":
+                end = following
+            return AudioChunk(begin, end, at + 16, known, at + 4, ">q", 4), end
         at += 12 + max(0, size)
-    return []
+    return None, end
 
 
-def _w64(data: Data, begin: int) -> list[AudioChunk]:
-    at = begin + 40
+def _w64(data: Data, begin: int) -> _Found:
+    at, end = begin + 40, len(data)
     while at + 24 <= len(data):
         (size,) = _numbers("<Q", data, at + 16)
         if data[at : at + 4] == b"data":
             known = None if size >= _UNKNOWN_64 else max(0, size - 24)
-            return [_single(data, begin, at + 24, known, at + 16, "<Q", 24)]
+            return AudioChunk(begin, end, at + 24, known, at + 16, "<Q", 24), end
         at += max(24, size + 7 & ~7)
-    return []
+    return None, end
 
 
 def _is_name(name: bytes) -> bool:
     """Whether these bytes may be the name of a chunk."""
     return len(name) == 4 and all(32 <= byte < 127 for byte in name)
+
+
+_READERS = {
+    b"RIFF": _riff, b"RIFX": _riff, b"RF64": _riff, b"FORM": _riff, b"riff": _w64,
+    b"caff": _caf, b".snd": _au, b"dns.": _au,
+}  # fmt: skip

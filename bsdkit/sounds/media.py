@@ -16,6 +16,7 @@ __all__ = ["Media", "is_media", "media_hint"]
 _MARKS = (
     (4, b"ftyp"), (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), (0, b"\x1a\x45\xdf\xa3"),
     (0, b"#!AMR"), (0, b"\xff\xf1"), (0, b"\xff\xf9"), (0, b"MAC "), (0, b"wvpk"), (0, b"TTA1"),
+    (0, b"OggS"), (0, b"caff"),
 )  # fmt: skip
 _TOLERANCE = 0.1
 """Seconds: containers count a codec's padding, decoders drop it."""

@@ -149,9 +149,9 @@ def _end_of_frames(data: Data) -> int:
 def mpeg_layout(data: Data, n_guessed: int) -> Layout | None:
     """What MPEG audio holds; None where no frame is found (free format, or no MPEG audio).
 
-    Bytes between frames that are no tag are audio that was damaged; before the first frame they
-    are not. A piece ends where a new Xing header, another rate or another number of channels
-    begins.
+    Bytes between frames that are no tag are audio that was damaged, unless a header counts the
+    frames; before the first frame they are not. A piece ends where a new Xing header, another
+    rate or another number of channels begins.
 
     Args:
         data: the file, or the contents of a WAV file's data chunk.
@@ -186,16 +186,23 @@ def mpeg_layout(data: Data, n_guessed: int) -> Layout | None:
     pieces = [piece for piece in pieces if piece.n_frames]
     if not pieces:
         return None
-    held = sum(piece.samples(piece.n_frames) for piece in pieces)
-    n_frames = sum(piece.samples(max(piece.n_frames, piece.promised)) for piece in pieces)
+    rate = pieces[0].kind[2]
+    held = sum(piece.samples(piece.n_frames) * rate // piece.kind[2] for piece in pieces)
+    n_frames = sum(
+        piece.samples(max(piece.n_frames, piece.promised)) * rate // piece.kind[2]
+        for piece in pieces
+    )
     n_bytes = sum(end - start for piece in pieces for start, end in piece.runs)
-    is_promised = bool(pieces[-1].promised)
-    is_cut_short = n_frames - held > _TOLERANCE * pieces[0].kind[2]
+    if all(piece.promised for piece in pieces):  # then a header tells what is missing
+        n_missing, is_cut = 0, False
+    else:
+        n_missing = n_junk
+    is_cut_short = n_frames - held > _TOLERANCE * rate
     is_direct = len(pieces) == 1 and not n_junk and not is_cut_short and held <= n_guessed
     return Layout(
         () if is_direct else tuple(piece.file(data) for piece in pieces),
         n_frames,
-        n_bytes / (n_bytes + n_junk),
-        "its last frame is cut" if is_cut and not is_promised else "",
+        n_bytes / (n_bytes + n_missing),
+        "its last frame is cut" if is_cut else "",
         _TOLERANCE,
     )

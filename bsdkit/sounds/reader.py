@@ -8,6 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,25 @@ class OpenSound:
             frames = layout.n_frames
         is_possible = 0 <= frames <= _MOST_SAMPLES_A_BYTE * len(data)
         self.seconds = frames / self.rate if is_possible else math.nan
-        if len(pieces) > 1 and not layout.n_frames:
-            self.seconds = sum(_seconds(piece) for piece in pieces)
+        if len(pieces) > 1:
+            self._open_all()
+
+    def _open_all(self) -> None:
+        """Leaves out pieces that do not open, and adds up how long the others are."""
+        import soundfile
+
+        pieces, seconds = [], 0.0
+        for piece in self._pieces:
+            try:
+                rate, _, frames, _ = _facts(piece)
+            except soundfile.SoundFileError:
+                self._layout = replace(self._layout, doubt="a part of the file does not open")
+                continue
+            pieces.append(piece)
+            seconds += frames / rate
+        self._pieces = pieces
+        if not self._layout.n_frames:
+            self.seconds = seconds
 
     def close(self) -> None:
         """Does nothing: a piece is open only while it is read."""
@@ -99,19 +117,12 @@ class OpenSound:
 
     def _parts(self, n_block: int) -> Iterator[FloatArray]:
         """Samples [n, channels] as they are decoded, piece after piece."""
-        n_done = 0
         for piece in self._pieces:
             with _open(piece) as file:
+                parts = _decoded(file, piece, n_block)
                 if (file.samplerate, file.channels) != (self.rate, self.channels):
-                    self.shortfall = (
-                        f"{n_done / self.rate:.1f} s of {self.seconds:.1f} s decoded: what follows "
-                        f"has {file.samplerate} Hz and {file.channels} channels, not {self.rate} "
-                        f"and {self.channels}"
-                    )
-                    return
-                for samples in _decoded(file, piece, n_block):
-                    n_done += len(samples)
-                    yield samples
+                    parts = _like(parts, file.samplerate, self.rate, self.channels)
+                yield from parts
 
     def _shortfall(self, n_done: int) -> str:
         """What of the file was not decoded, when `n_done` samples a channel were."""
@@ -140,11 +151,6 @@ def _facts(piece: Any) -> tuple[int, int, int, str]:
         return int(file.samplerate), int(file.channels), int(file.frames), str(file.subtype)
 
 
-def _seconds(piece: Any) -> float:
-    rate, _, frames, _ = _facts(piece)
-    return frames / rate
-
-
 def _decoded(file: Any, piece: Any, n_block: int) -> Iterator[FloatArray]:
     """What an open piece holds up to its end or the first fault; see `OpenSound.blocks`."""
     import soundfile
@@ -160,6 +166,20 @@ def _decoded(file: Any, piece: Any, n_block: int) -> Iterator[FloatArray]:
             n_read = 0
         n_done += len(samples)
         yield samples
+
+
+def _like(
+    parts: Iterator[FloatArray], rate: int, wanted_rate: int, n_channels: int
+) -> Iterator[FloatArray]:
+    """Parts of a piece that has another rate or number of channels than the first one."""
+    import soxr
+
+    stream = soxr.ResampleStream(rate, wanted_rate, 1, dtype="float32", quality="HQ")
+    for part in parts:
+        mono = part.mean(axis=1) if len(part) else np.zeros(0, np.float32)
+        yield np.repeat(stream.resample_chunk(mono)[:, None], n_channels, axis=1)
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+    yield np.repeat(rest[:, None], n_channels, axis=1)
 
 
 def _up_to_fault(piece: Any, n_done: int, n: int) -> FloatArray:

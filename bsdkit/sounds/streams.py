@@ -99,8 +99,8 @@ def _flac_end(data: Data, start: int, end: int, announced: int) -> tuple[int, bo
     while (at := window.rfind(head[:2], 0, at)) >= 0:
         counted = _flac_frame(window, at, head, smallest)
         if counted:
-            is_whole = counted == announced or _crc(window[at:], 16, 0x8005) == 0
-            return counted, is_whole
+            is_used = counted > announced or announced == _MOST_FLAC
+            return counted, not is_used or _crc(window[at:], 16, 0x8005) == 0
     return 0, True
 
 
