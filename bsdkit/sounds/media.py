@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from bsdkit.errors import AudioError
 from bsdkit.sounds.blocks import FloatArray, in_blocks
@@ -16,7 +16,7 @@ __all__ = ["Media", "is_media", "media_hint"]
 _MARKS = (
     (4, b"ftyp"), (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), (0, b"\x1a\x45\xdf\xa3"),
     (0, b"#!AMR"), (0, b"\xff\xf1"), (0, b"\xff\xf9"), (0, b"MAC "), (0, b"wvpk"), (0, b"TTA1"),
-    (0, b"OggS"), (0, b"caff"),
+    (0, b"caff"),
 )  # fmt: skip
 _TOLERANCE = 0.1
 """Seconds: containers count a codec's padding, decoders drop it."""
@@ -41,23 +41,24 @@ class Media:
     """An open file; see `bsdkit.sounds.reader.OpenSound`, whose place it takes.
 
     Args:
-        source: a path, or an open binary file.
+        source: an open binary file, which is closed with it.
 
     Raises:
         ImportError: PyAV is not installed.
         AudioError: it holds no sound that PyAV decodes.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: BinaryIO) -> None:
         import av
 
-        self._errors = av.FFmpegError
+        self._errors, self._source = av.FFmpegError, source
         try:
             self._container = av.open(source, metadata_errors="ignore")
         except av.FFmpegError as error:
+            source.close()
             raise AudioError(error.strerror or str(error)) from None
         if not self._container.streams.audio:
-            self._container.close()
+            self.close()
             raise AudioError("it holds no sound")
         stream = self._container.streams.audio[0]
         self._stream = stream
@@ -72,6 +73,7 @@ class Media:
     def close(self) -> None:
         """Closes the file."""
         self._container.close()
+        self._source.close()
 
     def blocks(self, n_block: int = 0) -> Iterator[FloatArray]:
         """See `bsdkit.sounds.reader.OpenSound.blocks`."""

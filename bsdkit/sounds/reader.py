@@ -31,6 +31,7 @@ _MOST_CHANNELS = 256
 
 _MOST_SAMPLES_A_BYTE = 8192
 """No codec makes more of a byte; a header that promises more is wrong."""
+_SURELY_MPEG = 0.5
 _MOST_WHOLE = 1 << 26
 """Samples a channel that are read at once: a header may promise more than memory holds."""
 _STEP = 1 << 20
@@ -58,10 +59,20 @@ class OpenSound:
     """
 
     def __init__(self, source: Any, data: Data) -> None:
+        import soundfile
+
         layout = chunk_layout(data) or ogg_layout(data) or flac_layout(data) or Layout()
         pieces = [io.BytesIO(piece) for piece in layout.pieces] or [source]
-        self.rate, self.channels, frames, subtype = _facts(pieces[0])
-        if subtype.startswith("MPEG"):
+        try:
+            self.rate, self.channels, frames, subtype = _facts(pieces[0])
+        except soundfile.SoundFileError:
+            layout = mpeg_layout(data, 0) or Layout()
+            if sum(map(len, layout.pieces)) < _SURELY_MPEG * len(data):
+                raise
+            # libsndfile takes it for MPEG audio only where it begins so, or by its name
+            pieces = [io.BytesIO(piece) for piece in layout.pieces]
+            self.rate, self.channels, frames, subtype = _facts(pieces[0])
+        if subtype.startswith("MPEG") and pieces == [source]:
             chunks = audio_chunks(data)
             audio = data[chunks[0].start :][: chunks[0].n_held] if chunks else data
             layout = mpeg_layout(audio, frames) or Layout()

@@ -168,6 +168,7 @@ class FeatureInfo:
         dtype: number type on disk.
         checksum: the sha256 of the contents when they were written.
         provenance: library versions, device and seconds of the extraction.
+        n_partial: rows of clips of which only a part could be decoded.
     """
 
     path: Path
@@ -180,6 +181,7 @@ class FeatureInfo:
     dtype: str
     checksum: str
     provenance: Mapping[str, object] = field(default_factory=dict)
+    n_partial: int = 0
 
 
 def feature_path(folder: Path, feature: str, spec: Spec) -> Path:
@@ -276,13 +278,15 @@ def read_info(path: Path) -> FeatureInfo:
                 raise KeyError(f"format {file.attrs['format']!r}")
             spec = json.loads(file.attrs["spec"])
             n, dim = file["embedding"].shape
+            state = file["state"][()]
             return FeatureInfo(
                 path=path,
                 feature=str(file.attrs["feature"]),
                 spec=spec,
                 spec_hash=str(file.attrs["spec_hash"]),
                 n_rows=n,
-                n_failed=int(np.count_nonzero(file["state"][()] == FAILED)),
+                n_failed=int(np.count_nonzero(state == FAILED)),
+                n_partial=int(np.count_nonzero(state == PARTIAL)),
                 dim=dim,
                 dtype=str(file["embedding"].dtype),
                 checksum=str(file.attrs["checksum"]),

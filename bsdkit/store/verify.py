@@ -40,6 +40,7 @@ class FeatureReport:
         n_duplicates: rows whose numbers equal those of an earlier row (copies of a sound).
         faults: what makes the file unusable; empty when all is well.
         first_missing: the first clips without a row.
+        n_partial: rows of clips of which only a part could be decoded.
     """
 
     feature: str
@@ -49,6 +50,7 @@ class FeatureReport:
     n_duplicates: int
     faults: tuple[str, ...]
     first_missing: tuple[str, ...]
+    n_partial: int = 0
 
 
 def verify_store(store: Store) -> list[FeatureReport]:
@@ -98,6 +100,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
                 n_duplicates=int(is_ok.sum()) - len(unique),
                 faults=tuple(faults),
                 first_missing=tuple(missing[:5]),
+                n_partial=info.n_partial,
             )
         )
     return reports
