@@ -46,13 +46,16 @@ def extract_for_run(
         clips = inspect_audio(clips, n_threads=os.cpu_count() or 1)
         opened = Store.create(store, clips)
         specs = _specs_to_embed(run, member, store)
+        # a store that was filled with clips in part keeps them
+        is_partly = any(info.n_partial for info in opened.infos())
+        settings = ExtractionSettings(device=device, partial="embed" if is_partly else "fail")
         for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
             reports = extract(
                 wanted,
                 clips,
                 opened,
                 template,
-                ExtractionSettings(device=device),
+                settings,
                 progress=progress,
             )
             for line in summary_lines(reports):
