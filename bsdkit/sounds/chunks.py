@@ -12,6 +12,7 @@ __all__ = ["AudioChunk", "audio_chunks", "chunk_layout"]
 _TAGS = (b"TAG", b"ID3", b"APE", b"LYR")
 _TOLERANCE = 0.01
 """Seconds: writers that count their own header miss the size by some bytes."""
+_ODD_SHARE = 0.01
 _UNKNOWN_64 = 1 << 62
 
 
@@ -52,10 +53,10 @@ class AudioChunk:
 
     @property
     def n_announced(self) -> int:
-        """Bytes of audio that are announced or lie behind them."""
+        """Bytes of audio that are announced or lie behind them; some odd bytes are no audio."""
         if self.size is None or self.is_unfinished:
             return self.n_held
-        return self.size + self.n_behind
+        return self.size + (self.n_behind if self.n_behind > self.size * _ODD_SHARE else 0)
 
     def file(self, data: Data) -> bytes:
         """The chunk's file, with the size that is there where none or too much was written."""

@@ -69,6 +69,7 @@ class Media:
             announced = self._container.duration / av.time_base
         self.seconds = float(announced)
         self.shortfall = ""
+        self._is_begun = False
 
     def close(self) -> None:
         """Closes the file."""
@@ -91,6 +92,9 @@ class Media:
 
         layout = self._stream.codec_context.layout
         resampler = av.AudioResampler(format="flt", layout=layout, rate=self.rate)
+        if self._is_begun:
+            self._container.seek(0)
+        self._is_begun = True
         try:
             for frame in self._container.decode(self._stream):
                 for changed in resampler.resample(frame):

@@ -140,6 +140,8 @@ def _end_of_frames(data: Data) -> int:
     end = len(data)
     if data[max(0, end - 128) : end - 125] == b"TAG":
         end -= 128
+    if data[max(0, end - 9) : end] == b"LYRICS200" and data[end - 15 : end - 9].isdigit():
+        end -= int(data[end - 15 : end - 9]) + 15
     if end >= 32 and data[end - 32 : end - 24] == b"APETAGEX":
         size, _, flags = struct.unpack("<III", data[end - 20 : end - 8])
         end -= size + (32 if flags & 1 << 31 else 0)

@@ -166,6 +166,8 @@ def _decoded(file: Any, piece: Any, n_block: int) -> Iterator[FloatArray]:
     """What an open piece holds up to its end or the first fault; see `OpenSound.blocks`."""
     import soundfile
 
+    if not n_block and file.seekable():  # as soundfile.read does: some MP3 differ in the last bit
+        file.seek(0)
     n_done, n_read = 0, 1
     n_step = n_block or min(file.frames + 1, _MOST_WHOLE)
     while n_read:

@@ -28,7 +28,7 @@ _ENDINGS = {
 
 MEDIA_SUFFIXES = (
     ".m4a", ".mp4", ".aac", ".m4b", ".mov", ".3gp", ".wma", ".webm", ".weba", ".mka", ".mkv",
-    ".amr", ".ac3", ".mpga", ".ape", ".wv", ".tta", ".dsf", ".avi", ".ts",
+    ".amr", ".ac3", ".mpga", ".ape", ".wv", ".tta", ".dsf", ".avi",
 )  # fmt: skip
 """Other files with sound, which libsndfile does not read and the extra ``media`` does."""
 
