@@ -63,8 +63,10 @@ class AudioChunk:
         content = bytearray(data[self.begin : self.end])
         is_known = self.size is not None or self.size_format == ">q"
         if is_known and (self.is_unfinished or self.size is None or self.size > self.n_held):
-            at = self.size_at - self.begin
-            struct.pack_into(self.size_format, content, at, self.n_held + self.counted)
+            size = self.n_held + self.counted
+            if self.size_format.endswith("I"):
+                size = min(size, 0xFFFFFFFF)
+            struct.pack_into(self.size_format, content, self.size_at - self.begin, size)
         return bytes(content)
 
 
@@ -163,7 +165,7 @@ def _au(data: Data, begin: int) -> _Found:
     known = None if size == 0xFFFFFFFF else size
     if known is not None:
         behind = data[start + known : start + known + 4096]
-        if behind[:4] == magic:
+        if behind[:4] == magic and start + known > begin:
             end = start + known
         elif behind[:3] not in _TAGS and any(behind):
             n_behind = len(data) - start - known

@@ -14,6 +14,7 @@ import soundfile
 
 from bsdkit.audio import Findings, audio_seconds, read_audio, read_audio_at, stream_audio_at
 from bsdkit.errors import AudioError, PartialAudio
+from bsdkit.sounds.reader import opened
 
 Wave = npt.NDArray[np.float32]
 RATE = 44_100
@@ -183,6 +184,26 @@ def test_healthy_files_are_what_soundfile_reads(tmp_path: Path) -> None:
         expected = soundfile.read(io.BytesIO(content), dtype="float32")[0]
         np.testing.assert_array_equal(read_audio(path, RATE), expected)
         assert audio_seconds(path) == 2.0
+
+
+def test_every_format_that_libsndfile_writes() -> None:
+    samples = np.stack([RISING[:1601], FALLING[:1601]], axis=1)
+    n_formats = 0
+    # SD2 writes a second file, "._" and the name, which breaks what is read in memory after it
+    for kind in set(soundfile.available_formats()) - {"RAW", "SD2"}:
+        for subtype in soundfile.available_subtypes(kind):
+            for content in (samples, samples[:, :1]):
+                try:
+                    data = encoded(content, kind, subtype, 8000)
+                    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+                except (soundfile.SoundFileError, ValueError):
+                    continue  # not every pair exists, nor reads back
+                with opened(io.BytesIO(data)) as sound:
+                    (found,) = sound.blocks()
+                    np.testing.assert_array_equal(found, expected, err_msg=f"{kind} {subtype}")
+                    assert sound.shortfall == "" and sound.seconds == len(expected) / sound.rate
+                n_formats += 1
+    assert n_formats > 100
 
 
 @pytest.mark.parametrize(
