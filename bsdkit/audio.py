@@ -7,10 +7,10 @@ real samples.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.errors import AudioError, EmptyAudio, MissingAudio
-from bsdkit.location import as_location, is_remote
+from bsdkit.errors import AudioError, EmptyAudio, PartialAudio
+from bsdkit.location import as_location
+from bsdkit.sounds.blocks import in_blocks
+from bsdkit.sounds.media import Media
+from bsdkit.sounds.reader import OpenSound, opened, undecodable
+from bsdkit.sounds.suffixes import MEDIA_SUFFIXES, audio_suffixes
 
 __all__ = [
+    "CANCELLED",
+    "CANCELLED_DB",
+    "MEDIA_SUFFIXES",
+    "SCALED",
+    "Findings",
     "Padding",
     "Waveform",
     "WindowCutter",
     "audio_seconds",
+    "audio_suffixes",
     "n_windows",
     "read_audio",
     "read_audio_at",
@@ -43,6 +53,11 @@ its ends. A clip longer than a window has its last window completed by silence i
 
 BLOCK_SECONDS = 30
 """What is decoded at a time of a file that is streamed."""
+
+_OVER_FULL_SCALE = 1.05
+CANCELLED_DB = 12
+SCALED, CANCELLED = "exceeds full scale", "its channels cancel"
+"""What the notices of `Findings` are told apart by."""
 
 
 @dataclass(frozen=True)
@@ -71,64 +86,86 @@ Source = Path | str | Waveform
 """Sound as a file, a URL or samples."""
 
 
+@dataclass
+class Findings:
+    """What is odd about a sound that was decoded all the same.
+
+    Attributes:
+        partial: what of its file could not be decoded, e.g. ``1.5 s of 3.0 s decoded``; empty
+            where all of it was.
+        scaled: how it exceeded full scale; empty where it did not.
+        cancelled: how much its channels cancel one another; empty where they do not.
+    """
+
+    partial: str = ""
+    scaled: str = ""
+    cancelled: str = ""
+
+    @property
+    def notices(self) -> str:
+        """What a reader of the embedding should know; empty where there is nothing."""
+        return "; ".join(text for text in (self.scaled, self.cancelled) if text)
+
+
 def audio_seconds(source: Path | io.BytesIO | Waveform) -> float:
-    """The seconds of a sound, by its header; NaN where it cannot be decoded."""
+    """The seconds of a sound, by its header or its structure; NaN where they tell none."""
     if isinstance(source, Waveform):
         return len(source.samples) / source.sample_rate
-    import soundfile
-
     try:
-        if isinstance(source, Path) and is_remote(source):
-            source = io.BytesIO(source.read_bytes())
-        info = soundfile.info(os.fsencode(source) if isinstance(source, Path) else source)
-        return float(info.frames / info.samplerate)
-    except (soundfile.SoundFileError, RuntimeError, OSError, ZeroDivisionError):
+        with opened(source) as sound:
+            return sound.seconds
+    except Exception:  # whatever the file is: why it has no length is for `read_audio` to say
         return math.nan
 
 
-def _open(path: Path) -> Any:
-    """What soundfile can read: the path's name, or the bytes of a remote file."""
-    try:
-        size = path.stat().st_size
-        if not size:
-            raise EmptyAudio(f"{path} is empty (0 bytes)")
-        # as bytes: a name need not be UTF-8
-        return io.BytesIO(path.read_bytes()) if is_remote(path) else os.fsencode(path)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise MissingAudio(f"no audio file {path}: {reason}") from None
+class _Mixer:
+    """Channels to one, block by block, with what is odd about them.
 
-
-def _undecodable(path: Path, error: Exception) -> AudioError:
-    reason = str(getattr(error, "error_string", error)).strip().rstrip(".")
-    try:
-        size = f"{path.stat().st_size} bytes"
-    except OSError:
-        size = "gone since"
-    return AudioError(f"{path} cannot be decoded ({size}): {reason}")
-
-
-def _mono(samples: FloatArray, source: Path | Waveform) -> FloatArray:
-    """The mean of the channels [n, channels], clipped.
-
-    It is clipped before resampling, which overflows on absurd levels, and again after,
-    because a resampler overshoots.
+    A sound in floating point numbers whose peak exceeds full scale by more than 5 % was meant
+    for another scale (the range of int16, a mix that was never levelled): it is divided by its
+    peak as a whole. Less than that, and the overshoot of a codec, is clipped.
     """
-    mono = samples[:, 0].copy()
-    for channel in range(1, samples.shape[1]):  # mean(axis=1) walks the short axis, slowly
-        mono += samples[:, channel]
-    if samples.shape[1] > 1:
-        mono /= np.float32(samples.shape[1])
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{source} holds samples that are not finite (NaN or infinity)")
-    return np.clip(mono, -1.0, 1.0, out=mono)
+
+    def __init__(self, source: Path | Waveform, peak: float) -> None:
+        self.source, self.peak = source, peak
+        self._is_scaled = _OVER_FULL_SCALE < peak < math.inf
+        self._mixed = self._channels = 0.0
+
+    def mono(self, samples: FloatArray) -> FloatArray:
+        """The mean of the channels [n, channels], clipped.
+
+        It is clipped before resampling, which overflows on absurd levels, and again after,
+        because a resampler overshoots.
+        """
+        if self._is_scaled:
+            samples = samples / np.float32(self.peak)
+        mono = samples[:, 0].copy()
+        for channel in range(1, samples.shape[1]):  # mean(axis=1) walks the short axis, slowly
+            mono += samples[:, channel]
+        if samples.shape[1] > 1:
+            mono /= np.float32(samples.shape[1])
+            self._mixed += float(np.vdot(mono, mono))
+            self._channels += float(np.vdot(samples, samples)) / samples.shape[1]
+        if not np.isfinite(mono).all():
+            raise AudioError(f"{self.source} holds samples that are not finite (NaN or infinity)")
+        return np.clip(mono, -1.0, 1.0, out=mono)
+
+    def tell(self, findings: Findings) -> None:
+        """Writes down what was found, once all blocks are mixed."""
+        if self._is_scaled:
+            findings.scaled = f"peak {self.peak:.4g} {SCALED}: scaled by its peak"
+        if self._mixed < self._channels * 10 ** (-CANCELLED_DB / 10):
+            lost = 10 * math.log10(self._channels / self._mixed) if self._mixed else math.inf
+            findings.cancelled = f"{CANCELLED}: mixing them loses {lost:.0f} dB"
 
 
 def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
     """Samples [n_samples] of a sound file: float32, mean of its channels, in [-1, 1].
 
-    Decoded by libsndfile and resampled by soxr at high quality; clipped before and after (a
-    float file or the resampler can overshoot).
+    Decoded to the file's real end by libsndfile, or by PyAV where it is installed and libsndfile
+    does not read the container, and resampled by soxr at high quality; clipped before and after
+    (a codec or the resampler can overshoot). A float file whose peak exceeds 1.05 is scaled by
+    its peak instead.
 
     Args:
         path: a WAV, FLAC, OGG, MP3 or other file that libsndfile reads, or the URL of one.
@@ -137,87 +174,126 @@ def read_audio(path: Path | str, sample_rate: int) -> FloatArray:
     Raises:
         MissingAudio: there is no such file.
         EmptyAudio: it has no bytes or no samples.
+        PartialAudio: it can be decoded only in part.
         AudioError: it cannot be decoded or holds NaN.
     """
     return read_audio_at(path, [sample_rate])[sample_rate]
 
 
-def read_audio_at(source: Source, sample_rates: Sequence[int]) -> dict[int, FloatArray]:
-    """The same sound by rate, decoded once; see `read_audio`."""
-    if isinstance(source, Waveform):
-        samples, native_rate = source.channels, source.sample_rate
-        if not len(samples):
-            raise EmptyAudio(f"{source} has no samples")
-    else:
-        source = as_location(source)
-        samples, native_rate = _decoded(source)
-    mono = _mono(samples, source)
-    sounds = {}
-    for rate in dict.fromkeys(sample_rates):
-        changed = resample(mono, native_rate, rate)
-        sounds[rate] = mono if changed is mono else np.clip(changed, -1.0, 1.0, out=changed)
+def read_audio_at(
+    source: Source, sample_rates: Sequence[int], findings: Findings | None = None
+) -> dict[int, FloatArray]:
+    """The same sound by rate, decoded once; see `read_audio`.
+
+    Args:
+        source: the sound.
+        sample_rates: wanted rates in Hz.
+        findings: gets what is odd about it, and a file that decodes in part is no error then.
+    """
+    found = Findings() if findings is None else findings
+    named = source if isinstance(source, Waveform) else as_location(source)
+    with _by_name(named), _opened(named) as sound:
+        (samples,) = sound.blocks()
+        _check_any(len(samples), named)
+        mixer = _Mixer(named, _peak([samples]) if sound.is_float else 0.0)
+        mono = mixer.mono(samples)
+        sounds = {}
+        for rate in dict.fromkeys(sample_rates):
+            changed = resample(mono, sound.rate, rate)
+            sounds[rate] = mono if changed is mono else np.clip(changed, -1.0, 1.0, out=changed)
+        mixer.tell(found)
+        found.partial = sound.shortfall
+        _check_whole(named, sound.shortfall, findings)
     return sounds
 
 
-def _decoded(path: Path) -> tuple[FloatArray, int]:
-    """Samples [n_samples, n_channels] of a file, and their rate in Hz."""
-    import soundfile
-
-    source = _open(path)
-    try:
-        samples, native_rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:  # TypeError: .raw
-        raise _undecodable(path, error) from None
-    if not len(samples):
-        raise EmptyAudio(f"{path} has no samples ({path.stat().st_size} bytes)")
-    return samples, native_rate
-
-
-def stream_audio_at(source: Source, sample_rates: Sequence[int]) -> Iterator[dict[int, FloatArray]]:
+def stream_audio_at(
+    source: Source, sample_rates: Sequence[int], findings: Findings | None = None
+) -> Iterator[dict[int, FloatArray]]:
     """A sound by rate in blocks of half a minute: a file of hours in constant memory.
 
     The blocks follow on one another without a seam; resampled as a whole the file gives the
-    same samples to rounding.
+    same samples to rounding. A float file is read twice, for its peak first.
+
+    Args:
+        source: the sound.
+        sample_rates: wanted rates in Hz.
+        findings: gets what is odd about it, once all blocks are taken; see `read_audio_at`.
 
     Raises:
         AudioError: see `read_audio`; it may come after some blocks.
     """
+    found = Findings() if findings is None else findings
+    named = source if isinstance(source, Waveform) else as_location(source)
+    with _by_name(named), _opened(named) as sound:
+        n_block = BLOCK_SECONDS * sound.rate
+        mixer = _Mixer(named, _peak(sound.blocks(n_block)) if sound.is_float else 0.0)
+        yield from _resampled(sound.blocks(n_block), sound.rate, sample_rates, mixer)
+        mixer.tell(found)
+        found.partial = sound.shortfall
+        _check_whole(named, sound.shortfall, findings)
+
+
+class _Sliced:
+    """A waveform as `bsdkit.sounds.reader.OpenSound` gives a file."""
+
+    def __init__(self, source: Waveform) -> None:
+        self._samples, self.rate, self.is_float = source.channels, source.sample_rate, True
+        self.shortfall = ""
+
+    def blocks(self, n_block: int = 0) -> Iterator[FloatArray]:
+        n_channels = self._samples.shape[1]
+        return in_blocks(iter([self._samples]), n_block, n_channels)
+
+
+@contextlib.contextmanager
+def _opened(source: Path | Waveform) -> Iterator[OpenSound | Media | _Sliced]:
+    """A file or a waveform, in blocks."""
     if isinstance(source, Waveform):
-        yield from _resampled(_sliced(source), source.sample_rate, sample_rates, source)
+        yield _Sliced(source)
         return
-    import soundfile
+    with opened(source) as sound:
+        yield sound
 
-    path = as_location(source)
-    opened = _open(path)
+
+@contextlib.contextmanager
+def _by_name(source: Path | Waveform) -> Iterator[None]:
+    """Makes any error the sound's own: one odd file must not end a run.
+
+    Libraries raise whatever they like over a broken file: TypeError, ValueError, MemoryError.
+    """
     try:
-        with soundfile.SoundFile(opened) as file:
-            yield from _resampled(_blocks(file), file.samplerate, sample_rates, path)
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError) as error:
-        raise _undecodable(path, error) from None
+        yield
+    except AudioError:
+        raise
+    except Exception as error:
+        if isinstance(source, Waveform):
+            raise AudioError(f"{source} cannot be embedded: {error}") from None
+        raise undecodable(source, error) from None
 
 
-def _blocks(file: Any) -> Iterator[FloatArray]:
-    """What an open file holds, block by block; the last block is short, maybe empty."""
-    n_block = BLOCK_SECONDS * file.samplerate
-    is_last = False
-    while not is_last:
-        samples = file.read(n_block, dtype="float32", always_2d=True)
-        is_last = len(samples) < n_block
-        yield samples
+def _check_any(n_samples: int, source: Path | Waveform) -> None:
+    if not n_samples:
+        size = "" if isinstance(source, Waveform) else f" ({source.stat().st_size} bytes)"
+        raise EmptyAudio(f"{source} has no samples{size}")
 
 
-def _sliced(source: Waveform) -> Iterator[FloatArray]:
-    """The same blocks of a waveform."""
-    samples, n_block = source.channels, BLOCK_SECONDS * source.sample_rate
-    for start in range(0, len(samples) + 1, n_block):
-        yield samples[start : start + n_block]
+def _check_whole(source: Path | Waveform, shortfall: str, findings: Findings | None) -> None:
+    if shortfall and findings is None:
+        raise PartialAudio(f"{source}: {shortfall}")
+
+
+def _peak(blocks: Iterable[FloatArray]) -> float:
+    """The largest level of all samples; NaN where one is NaN."""
+    peaks = [float(max(block.max(), -block.min())) for block in blocks if block.size]
+    return max(peaks, default=0.0) if not any(map(math.isnan, peaks)) else math.nan
 
 
 def _resampled(
     blocks: Iterator[FloatArray],
     native_rate: int,
     sample_rates: Sequence[int],
-    source: Path | Waveform,
+    mixer: _Mixer,
 ) -> Iterator[dict[int, FloatArray]]:
     """Blocks [n, channels], all but the last of BLOCK_SECONDS, as mono samples by rate."""
     import soxr
@@ -231,15 +307,14 @@ def _resampled(
     for samples in blocks:
         n_read += len(samples)
         is_last = len(samples) < BLOCK_SECONDS * native_rate
-        mono = _mono(samples, source) if len(samples) else np.zeros(0, np.float32)
+        mono = mixer.mono(samples) if len(samples) else np.zeros(0, np.float32)
         block = {}
         for rate in sample_rates:
             stream = streams.get(rate)
             changed = stream.resample_chunk(mono, last=is_last) if stream else mono
             block[rate] = changed if changed is mono else np.clip(changed, -1.0, 1.0)
         yield block
-    if not n_read:
-        raise EmptyAudio(f"{source} has no samples")
+    _check_any(n_read, mixer.source)
 
 
 def resample(samples: FloatArray, native_rate: int, sample_rate: int) -> FloatArray:

@@ -7,7 +7,8 @@
     |   `-- SplitError                  folds that cannot be made
     |-- AudioError                      a sound file that cannot be decoded
     |   |-- MissingAudio                it is not there
-    |   `-- EmptyAudio                  it holds no samples
+    |   |-- EmptyAudio                  it holds no samples
+    |   `-- PartialAudio                only a part of it can be decoded
     |-- StarterError                    the starter sounds cannot be built here
     |-- StoreError                      a store that cannot be read or written
     |   |-- StaleStore                  a feature of another spec than was expected
@@ -45,6 +46,7 @@ __all__ = [
     "ImprecisePrecision",
     "IncompleteStore",
     "MissingAudio",
+    "PartialAudio",
     "PriorError",
     "RecipeError",
     "SplitError",
@@ -93,6 +95,10 @@ class MissingAudio(AudioError):
 
 class EmptyAudio(AudioError):
     """A sound file without samples."""
+
+
+class PartialAudio(AudioError):
+    """A sound file of which only a part can be decoded."""
 
 
 class StarterError(BsdkitError):

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "bsdkit"
 FLOORS = [
     {"errors", "version"},
     {"csvfile", "device", "location", "onednn", "progress", "registry"},
-    {"taxonomy"},
+    {"sounds", "taxonomy"},
     {
         "dataset",
         "splits",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,8 +33,8 @@ store_app = typer.Typer(
 )
 app.add_typer(store_app, name="store")
 
-USER_ERROR, WORK_FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: errors that the user can fix; some clips failed; Ctrl-C."""
+USER_ERROR, WORK_FAILED, INTERRUPTED, OUR_ERROR = 2, 1, 130, 70
+"""Exit codes: errors that the user can fix; some clips failed; Ctrl-C; a bug of bsdkit."""
 
 StoreOption = Annotated[
     Path | None,
@@ -124,6 +125,15 @@ def command(parent: typer.Typer, name: str) -> Callable[[Callable[..., None]], C
                     "interrupted; what was finished is kept, run the same line again", err=True
                 )
                 raise typer.Exit(INTERRUPTED) from None
+            except (typer.Exit, typer.Abort):
+                raise
+            except Exception:
+                traceback.print_exc()
+                typer.echo(
+                    "error: this is a bug of bsdkit, not of what you typed; please report it with "
+                    f"the lines above, the command and the version ({__version__})", err=True,
+                )  # fmt: skip
+                raise typer.Exit(OUR_ERROR) from None
 
         return parent.command(name)(guarded)
 

@@ -62,6 +62,10 @@ def extract_command(
     compress: Annotated[
         bool, typer.Option("--compress", help="Smaller files without loss, slower to read.")
     ] = False,
+    partial: Annotated[
+        Literal["fail", "embed"],
+        typer.Option(help="What becomes of a clip that can be decoded only in part."),
+    ] = "fail",
     taxonomy: TaxonomyOption = "bst",
     keep_columns: KeepColumnsOption = "",
     replace: ReplaceOption = False,
@@ -114,6 +118,7 @@ def extract_command(
             keep_segments=keep_segments,
             is_compressed=compress,
             work=WorkSlice.parse(shard) if shard else None,
+            partial=partial,
         ),
         engine=RayEngine(ray_address, ray_workers) if engine == "ray" else None,
         progress=progress,

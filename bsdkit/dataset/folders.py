@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from bsdkit.location import is_remote
+from bsdkit.sounds import suffixes
+from bsdkit.sounds.suffixes import MEDIA_SUFFIXES
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -28,34 +30,6 @@ __all__ = [
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif")
 """The usual endings of audio file names, in order of preference for the same stem."""
 
-# What libsndfile's formats are called on disk. RAW has no header that says what it holds, and a
-# .mat file is seldom a sound.
-_ENDINGS = {
-    "AIFF": (".aifc",),
-    "AU": (".au", ".snd"),
-    "AVR": (".avr",),
-    "CAF": (".caf",),
-    "HTK": (".htk",),
-    "SVX": (".iff", ".8svx", ".svx"),
-    "OGG": (".oga",),
-    "PAF": (".paf",),
-    "PVF": (".pvf",),
-    "RF64": (".rf64",),
-    "SD2": (".sd2",),
-    "SDS": (".sds",),
-    "IRCAM": (".sf", ".ircam"),
-    "VOC": (".voc",),
-    "W64": (".w64",),
-    "WAV": (".wave", ".bwf"),
-    "NIST": (".nist", ".sph"),
-    "WVE": (".wve",),
-    "XI": (".xi",),
-    "MP3": (".mp2", ".mpga"),
-}
-_MEDIA = frozenset(
-    ".m4a .m4b .mp4 .m4v .aac .ac3 .wma .wmv .asf .webm .mkv .mka .amr .3gp .3g2 .mov .avi .flv "
-    ".ape .wv .tta .mpc .spx .ra .rm .dts .dsf .dff .mpg .mpeg .ts .eac3 .qt .weba .caff".split()
-)
 _LEFTOVERS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "thumbs.db"}
 _AUDIO_FOLDER = "audio"
 _META_FOLDER = re.compile(r"meta|ground.?truth|annotation|label|csv|table", re.IGNORECASE)
@@ -69,12 +43,8 @@ _SPLIT = re.compile(
 @functools.cache
 def audio_suffixes() -> tuple[str, ...]:
     """File name endings that the installed libraries read, the usual ones first."""
-    import soundfile
-
-    formats = soundfile.available_formats()
-    further = sorted(e for name, endings in _ENDINGS.items() if name in formats for e in endings)
-    media = sorted(_MEDIA) if importlib.util.find_spec("av") else []
-    return (*AUDIO_SUFFIXES, *further, *media)
+    media = MEDIA_SUFFIXES if importlib.util.find_spec("av") else ()
+    return tuple(dict.fromkeys((*AUDIO_SUFFIXES, *suffixes.audio_suffixes(), *media)))
 
 
 def is_split_name(name: str) -> bool:
@@ -116,7 +86,7 @@ class FolderContents:
         if self.passed:
             notes.append("passed over: " + _listed(self.passed))
         total: Counter[str] = sum(self.others.values(), Counter())
-        media = Counter({suffix: n for suffix, n in total.items() if suffix in _MEDIA})
+        media = Counter({suffix: n for suffix, n in total.items() if suffix in MEDIA_SUFFIXES})
         if media:
             suffix = media.most_common(1)[0][0]
             notes.append(

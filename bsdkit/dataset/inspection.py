@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,19 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
+from bsdkit.audio import audio_seconds
 from bsdkit.dataset.clips import Clips, strings
 from bsdkit.location import is_remote
+from bsdkit.sounds.reader import opened
 
 __all__ = ["inspect_audio"]
 
 
 @dataclass(frozen=True)
 class _File:
-    """What an audio file is made of; `length` is (samples, their rate), None where unknown."""
+    """The digest of an audio file and the seconds of its sound; NaN where unknown."""
 
     sha256: str = ""
     seconds: float = math.nan
-    length: tuple[int, int] | None = None
 
 
 def _inspect(path: Path | None) -> _File:
@@ -42,34 +42,18 @@ def _inspect(path: Path | None) -> _File:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return _File()
-    length = _length(source)
-    return _File(digest, length[0] / length[1] if length else math.nan, length)
-
-
-def _length(source: Path | io.BytesIO) -> tuple[int, int] | None:
-    """(samples, their rate in Hz) by the header; None where it cannot be decoded."""
-    import soundfile
-
-    try:
-        # as bytes: a name need not be UTF-8
-        info = soundfile.info(os.fsencode(source) if isinstance(source, Path) else source)
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError):  # TypeError: .raw
-        return None
-    return (info.frames, info.samplerate) if info.samplerate > 0 else None
+    return _File(digest, audio_seconds(source))
 
 
 def _sound_digest(path: Path) -> str:
     """The sha256 of the samples, mixed to one channel, and their rate; empty if undecodable."""
-    import soundfile
-
     try:
-        source = io.BytesIO(path.read_bytes()) if is_remote(path) else os.fsencode(path)
-        with soundfile.SoundFile(source) as file:
-            digest = hashlib.sha256(str(file.samplerate).encode())
-            for block in file.blocks(1 << 20, dtype="float32", always_2d=True):
+        with opened(path) as sound:
+            digest = hashlib.sha256(str(sound.rate).encode())
+            for block in sound.blocks(1 << 20):
                 digest.update(block.mean(axis=1).tobytes())
         return digest.hexdigest()
-    except (soundfile.SoundFileError, RuntimeError, OSError, TypeError):
+    except Exception:  # whatever the file is: why it cannot be decoded is for extraction to say
         return ""
 
 
@@ -94,9 +78,9 @@ def inspect_audio(
             if progress:
                 progress(len(files))
         # one file under two ids is known to be equal without decoding it
-        path_of = {f.sha256: p for f, p in zip(files, clips.audio, strict=True) if f.length and p}
-        length_of = {file.sha256: file.length for file in files}
-        n_of_length = Counter(length_of[digest] for digest in path_of)
+        path_of = {f.sha256: p for f, p in zip(files, clips.audio, strict=True) if f.seconds > 0}
+        length_of = {file.sha256: file.seconds for file in files}
+        n_of_length = Counter(length_of.values())
         alike = [digest for digest in path_of if n_of_length[length_of[digest]] > 1]
         sounds = pool.map(_sound_digest, [path_of[digest] for digest in alike])
         sound_of = dict(zip(alike, sounds, strict=True))

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.audio import Waveform, read_audio_at, stream_audio_at
+from bsdkit.audio import Findings, Waveform, read_audio_at, stream_audio_at
 from bsdkit.errors import AudioError, BsdkitError, MissingAudio
 
 __all__ = ["LONG_SECONDS", "Decoder", "Request", "Sound"]
@@ -60,11 +60,13 @@ class Sound:
         request: what was asked for.
         samples: [n_samples] by rate; None for a long clip, which `blocks` streams.
         error: why it could not be decoded.
+        findings: what is odd about it; of a long clip, once all blocks are taken.
     """
 
     request: Request
     samples: dict[int, FloatArray] | None = None
     error: AudioError | None = None
+    findings: Findings = field(default_factory=Findings)
 
     def blocks(self) -> Iterator[dict[int, FloatArray]]:
         """The samples by rate, whole or block by block.
@@ -77,7 +79,8 @@ class Sound:
         if self.samples is not None:
             yield self.samples
         else:
-            yield from stream_audio_at(self.request.audio or "", self.request.rates)
+            audio = self.request.audio or ""
+            yield from stream_audio_at(audio, self.request.rates, self.findings)
 
 
 class Decoder:
@@ -152,18 +155,26 @@ class Decoder:
         try:
             if request.audio is None:
                 raise MissingAudio("the dataset names no audio file for this clip")
+            findings = Findings()
             if self._use_processes and isinstance(request.audio, Path):
-                samples = self._in_process(request.audio, request.rates)
+                samples, findings = self._in_process(request.audio, request.rates)
             else:
-                samples = read_audio_at(request.audio, request.rates)
-            return Sound(request, samples)
+                samples = read_audio_at(request.audio, request.rates, findings)
+            return Sound(request, samples, findings=findings)
         except AudioError as error:
             return Sound(request, error=error)
+        except BsdkitError:
+            raise
+        except Exception as error:  # one odd file must not end a run, nor a full memory
+            reason = f"{type(error).__name__}: {error}"
+            return Sound(request, error=AudioError(f"{request.audio} cannot be decoded: {reason}"))
         finally:
             with self._lock:
                 self.busy_seconds += time.perf_counter() - clock
 
-    def _in_process(self, path: Path, rates: tuple[int, ...]) -> dict[int, FloatArray]:
+    def _in_process(
+        self, path: Path, rates: tuple[int, ...]
+    ) -> tuple[dict[int, FloatArray], Findings]:
         """Decodes in this thread's own process, which is replaced if it died.
 
         A file that kills two of them fails alone.
@@ -179,13 +190,21 @@ class Decoder:
                     self._processes.append(process)
             try:
                 return process.read(path, rates)
+            except AudioError:
+                raise
             except (EOFError, OSError):
-                process.stop()
-                self._local.process = None
-                with self._lock:
-                    if process in self._processes:
-                        self._processes.remove(process)
+                self._drop(process)
+            except Exception:  # what it sent and nobody read would be taken for the next clip
+                self._drop(process)
+                raise
         raise AudioError(f"{path} cannot be decoded: it ended the decoding process twice")
+
+    def _drop(self, process: _DecoderProcess) -> None:
+        process.stop()
+        self._local.process = None
+        with self._lock:
+            if process in self._processes:
+                self._processes.remove(process)
 
 
 class _DecoderProcess:
@@ -209,8 +228,8 @@ class _DecoderProcess:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def read(self, path: Path, rates: tuple[int, ...]) -> dict[int, FloatArray]:
-        """Samples by rate.
+    def read(self, path: Path, rates: tuple[int, ...]) -> tuple[dict[int, FloatArray], Findings]:
+        """Samples by rate, and what is odd about them.
 
         Raises:
             AudioError: the file cannot be decoded.
@@ -221,10 +240,11 @@ class _DecoderProcess:
         if isinstance(answer, AudioError):
             raise answer
         samples = {}
-        for rate, n_samples in answer:
+        lengths, findings = answer
+        for rate, n_samples in lengths:
             samples[rate] = np.empty(n_samples, np.float32)
             _read_into(self._pipe, samples[rate].data.cast("B"))
-        return samples
+        return samples, findings
 
     def stop(self) -> None:
         """Ends the process."""
@@ -255,12 +275,13 @@ def _serve(pipe: Connection) -> None:
         pipe.send("ready")
         while True:
             path, rates = pipe.recv()
+            findings = Findings()
             try:
-                samples = read_audio_at(path, rates)
+                samples = read_audio_at(path, rates, findings)
             except AudioError as error:
                 pipe.send(error)
                 continue
-            pipe.send([(rate, len(values)) for rate, values in samples.items()])
+            pipe.send(([(rate, len(values)) for rate, values in samples.items()], findings))
             for values in samples.values():
                 _write_from(pipe, np.ascontiguousarray(values).data.cast("B"))
     except (EOFError, OSError):

@@ -17,7 +17,7 @@ from bsdkit.extract.plan import Job, Sources, in_shards
 from bsdkit.extract.report import Stages
 from bsdkit.location import as_location
 from bsdkit.progress import Progress
-from bsdkit.store.feature import OK, FeatureRows
+from bsdkit.store.feature import FAILED, FeatureRows
 
 __all__ = ["embed"]
 
@@ -51,7 +51,7 @@ def embed(
         UnknownBackbone: the backbone has no such output.
         BackboneError: the output takes other inputs than these, or the model's answer is not finite
             or too large for the spec's dtype.
-        AudioError: a file cannot be read, or an array is empty or not finite.
+        AudioError: a file cannot be read, or only in part, or an array is empty or not finite.
 
     Examples:
         >>> embed(get_backbone("aisfx"), ["door.wav", "rain.flac"]).shape  # doctest: +SKIP
@@ -77,7 +77,7 @@ def embed(
         keep,
     )
     for rows in made.values():
-        for i in np.flatnonzero(rows.state != OK)[:1]:
+        for i in np.flatnonzero(rows.state == FAILED)[:1]:
             is_of_model = str(rows.reasons[i]).startswith(("not finite", "too large"))
             error = BackboneError if is_of_model else AudioError
             raise error(f"{rows.ids[i]} has no embedding: {rows.reasons[i]}")

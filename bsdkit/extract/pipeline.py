@@ -14,20 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
+from bsdkit.audio import Findings
 from bsdkit.backbones.base import Backbone, FloatArray, IntArray
 from bsdkit.dataset import Clips
-from bsdkit.errors import AudioError, StoreError
+from bsdkit.errors import AudioError, PartialAudio, StoreError
 from bsdkit.extract.decode import Decoder, Request
 from bsdkit.extract.lane import Lane
 from bsdkit.extract.plan import Job, WorkSlice, make_jobs
 from bsdkit.extract.report import ExtractionReport, Stages
 from bsdkit.extract.shard import Batch, ShardBuilder, embed_texts, pinned_buffer
 from bsdkit.progress import Progress
-from bsdkit.store.feature import OK, FeatureRows
-from bsdkit.store.shards import locked
+from bsdkit.store.failures import failures_path, write_failures
+from bsdkit.store.feature import FAILED, FeatureRows
+from bsdkit.store.shards import ShardFolder, locked
 from bsdkit.store.store import Store
 from bsdkit.text import TextTemplate
 
@@ -58,6 +61,8 @@ class ExtractionSettings:
         keep_segments: whether the windows' own vectors are stored beside the clips'.
         is_compressed: whether the finished file is compressed, without loss.
         work: the part of the shards to do; None for all, and the merge.
+        partial: what becomes of a clip that can be decoded only in part: it fails, or what is
+            there is embedded and its row says so.
     """
 
     device: str = "cpu"
@@ -68,6 +73,7 @@ class ExtractionSettings:
     keep_segments: bool = False
     is_compressed: bool = False
     work: WorkSlice | None = None
+    partial: Literal["fail", "embed"] = "fail"
 
     @property
     def seconds_a_batch(self) -> float:
@@ -144,6 +150,7 @@ def extract(
                 shard_size=settings.shard_clips,
                 keep_segments=settings.keep_segments,
                 work=settings.work,
+                with_partial=settings.partial == "embed",
             )
         ]
         reports = {
@@ -163,7 +170,7 @@ def extract(
             for output, folder in job.folders.items():
                 folder.write(number, rows[output], _with_precision(provenance, job.backbone))
                 report = reports[id(job), output]
-                report.n_embedded += int((rows[output].state == OK).sum())
+                report.n_embedded += int((rows[output].state != FAILED).sum())
                 report.silent += silent
             job.done[number] = rows
             stages.write += time.perf_counter() - clock
@@ -192,9 +199,11 @@ def _finish(
     """Merges kept rows and shards, unless shards are left to others or nothing was embedded."""
     folder, kept = job.folders[output], job.kept[output]
     fresh = [job.done[number][output] for number in sorted(job.done)]
-    for rows in fresh:
-        for i in np.flatnonzero(rows.state != OK):
-            report.failures[rows.ids[i]] = rows.reasons[i]
+    parts = ([kept] if kept is not None and len(kept) else []) + fresh
+    known = set(clips.ids)
+    for rows in parts:
+        report.add(rows, known)
+    _write_failures(job, folder, settings, parts, known, report)
     report.n_left = job.n_left
     report.n_kept = len(clips) - report.n_embedded - len(report.failures) - report.n_left
     if job.work is not None:
@@ -208,17 +217,35 @@ def _finish(
         kinds = ", ".join(f"{n} {kind}" for kind, n in report.reasons.items())
         raise StoreError(
             f"not one of {len(clips)} clips could be embedded with {folder.feature} ({kinds}); "
-            f"e.g. {example}: {reason}"
+            f"e.g. {example}: {reason}; all of them: {report.failures_file}"
         )
-    parts = ([kept] if kept is not None and len(kept) else []) + fresh
     seconds = round(time.perf_counter() - started, 3)
     facts = _with_precision(provenance, job.backbone)
     facts |= {"seconds": seconds, "n_embedded": report.n_embedded}
-    known = set(clips.ids)
     others = [] if kept is None else [clip for clip in kept.ids if clip not in known]
     order = np.array([*clips.ids, *others], object)
     folder.merge(parts, order, facts, is_compressed=settings.is_compressed)
     folder.remove_folder()
+
+
+def _write_failures(
+    job: Job,
+    folder: ShardFolder,
+    settings: ExtractionSettings,
+    parts: Sequence[FeatureRows],
+    known: set[object],
+    report: ExtractionReport,
+) -> None:
+    """Writes every failed, partial or odd clip of this table into a file beside the feature."""
+    part = str(settings.work) if settings.work else ""
+    path = failures_path(folder.final.parent, folder.feature, part)
+    if not parts:
+        return
+    rows = FeatureRows.concatenate(parts)
+    rows = rows.take(np.flatnonzero([clip in known for clip in rows.ids]))
+    audio = zip(job.sources.ids, job.sources.audio, strict=True)
+    if write_failures(path, rows, {str(clip): str(one or "") for clip, one in audio}):
+        report.failures_file = path
 
 
 def _provenance(device: str) -> dict[str, object]:
@@ -296,8 +323,11 @@ def _pass_over_audio(runs: Sequence[_Run], settings: ExtractionSettings, stages:
                     stages.audio_seconds += len(samples) / rate
                     for run in mine:
                         run.push(block)
+                found = sound.findings
+                if found.partial and settings.partial == "fail":
+                    raise PartialAudio(f"{sound.request.audio}: {found.partial}")
                 for run in mine:
-                    run.end()
+                    run.end(found)
             except AudioError as error:
                 for run in mine:
                     run.fail(error)
@@ -349,8 +379,8 @@ class _Run:
         for batch in self._builder.push(block):
             self._submit(batch)
 
-    def end(self) -> None:
-        for batch in self._builder.end():
+    def end(self, findings: Findings) -> None:
+        for batch in self._builder.end(findings):
             self._submit(batch)
         self._after_clip()
 

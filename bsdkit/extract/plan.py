@@ -21,7 +21,15 @@ from bsdkit.audio import Waveform
 from bsdkit.backbones.base import Backbone, BackboneSpec, Kind
 from bsdkit.dataset import Clips
 from bsdkit.errors import BackboneError, DatasetError, RecipeError
-from bsdkit.store.feature import OK, FeatureRows, read_feature, read_info
+from bsdkit.store.feature import (
+    FAILED,
+    OK,
+    PARTIAL,
+    PARTIAL_FILE,
+    FeatureRows,
+    read_feature,
+    read_info,
+)
 from bsdkit.store.shards import ShardFolder
 from bsdkit.text import TextTemplate, build_texts
 
@@ -181,8 +189,12 @@ def make_jobs(
     shard_size: int,
     keep_segments: bool = False,
     work: WorkSlice | None = None,
+    with_partial: bool = False,
 ) -> list[Job]:
     """The jobs of a backbone's outputs: those of one kind that lack the same clips share one.
+
+    Rows of clips that decode in part are made again where the last run wanted them otherwise
+    (`with_partial`).
 
     Raises:
         DatasetError: see `make_sources`.
@@ -201,7 +213,9 @@ def make_jobs(
     }
     for output, spec in specs.items():
         wants_segments = keep_segments and spec.kind != "text"
-        kept, has_row = _kept(folders[output], clips, sources[spec.kind], wants_segments)
+        kept, has_row = _kept(
+            folders[output], clips, sources[spec.kind], wants_segments, with_partial
+        )
         todo = np.flatnonzero(~has_row)
         key = (spec.kind, todo.tobytes())
         groups.setdefault(key, {})[output] = kept
@@ -220,6 +234,7 @@ def make_jobs(
             shards,
             {output: folders[output] for output in mine},
             kind != "text" and (keep_segments or has_segments),
+            with_partial,
         )
         jobs.append(
             Job(
@@ -254,7 +269,7 @@ def _check_same_windows(backbone: Backbone, specs: Mapping[str, BackboneSpec]) -
 
 
 def _kept(
-    folder: ShardFolder, clips: Clips, sources: Sources, keep_segments: bool
+    folder: ShardFolder, clips: Clips, sources: Sources, keep_segments: bool, with_partial: bool
 ) -> tuple[FeatureRows | None, npt.NDArray[np.bool_]]:
     """The rows of a final file that still hold, and which clips [n] have one.
 
@@ -268,16 +283,17 @@ def _kept(
     is_damaged = rows.checksum() != read_info(folder.final).checksum
     if is_damaged or (keep_segments and rows.segments is None):
         return None, np.zeros(len(clips), bool)
+    wanted = (OK, PARTIAL) if with_partial else (OK,)
     index = {
         (clip, digest): i
         for i, (clip, digest) in enumerate(zip(rows.ids, rows.source_sha256, strict=True))
-        if rows.state[i] == OK
+        if rows.state[i] in wanted
     }
     keys = zip(clips.ids, sources.sha256, strict=True)
     places = np.array([index.get(key, -1) for key in keys], np.int64)
     has_row = places >= 0
     known = set(clips.ids)
-    others = [i for i, clip in enumerate(rows.ids) if clip not in known and rows.state[i] == OK]
+    others = [i for i, clip in enumerate(rows.ids) if clip not in known and rows.state[i] != FAILED]
     return rows.take(np.concatenate([places[has_row], np.array(others, np.int64)])), has_row
 
 
@@ -287,6 +303,7 @@ def _done(
     shards: Sequence[IntArray],
     folders: Mapping[str, ShardFolder],
     keep_segments: bool,
+    with_partial: bool,
 ) -> dict[int, dict[str, FeatureRows]]:
     """The shards that are finished in every output's folder."""
     by_key: dict[str, dict[tuple[object, ...], FeatureRows]] = {}
@@ -294,7 +311,7 @@ def _done(
         by_key[output] = {
             (tuple(part.ids), tuple(part.source_sha256)): part
             for part in folder.finished()
-            if (part.segments is not None) == keep_segments
+            if (part.segments is not None) == keep_segments and _agrees(part, with_partial)
         }
     done = {}
     for number, shard in enumerate(shards):
@@ -303,3 +320,10 @@ def _done(
         if len(found) == len(folders):
             done[number] = found
     return done
+
+
+def _agrees(part: FeatureRows, with_partial: bool) -> bool:
+    """Whether a shard has clips that decode in part as they are wanted now."""
+    if with_partial:
+        return not any(str(reason).startswith(PARTIAL_FILE) for reason in part.reasons)
+    return not (part.state == PARTIAL).any()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from bsdkit.audio import CANCELLED, CANCELLED_DB, SCALED
+from bsdkit.store.feature import FAILED, PARTIAL, PARTIAL_FILE, FeatureRows
 
 __all__ = ["ExtractionReport", "Stages", "summary_lines"]
 
 _SHOWN_FAILURES = 3
 _BUSY_SHARE = 0.85
+_NOTICES = {
+    SCALED: "exceed full scale and were scaled by their peak",
+    CANCELLED: f"lose more than {CANCELLED_DB} dB when their channels are mixed",
+}
 
 
 @dataclass
@@ -64,6 +71,9 @@ class ExtractionReport:
         n_embedded: clips embedded now.
         n_left: clips left to other shards of the work.
         failures: reason by clip id, of every clip without an embedding.
+        partial: what was decoded by clip id, of every clip that was embedded in part.
+        notices: what is odd by clip id, of every clip whose sound had to be changed.
+        failures_file: where all of these stand, by clip; None where there are none.
         silent: ids of clips that are digital silence; they are embedded all the same.
         stages: where the time went; shared by the features of one pass.
     """
@@ -75,8 +85,18 @@ class ExtractionReport:
     n_embedded: int = 0
     n_left: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    partial: dict[str, str] = field(default_factory=dict)
+    notices: dict[str, str] = field(default_factory=dict)
+    failures_file: Path | None = None
     silent: list[str] = field(default_factory=list)
     stages: Stages = field(default_factory=Stages)
+
+    def add(self, rows: FeatureRows, known: Container[object]) -> None:
+        """Takes down what rows say of the clips that are known."""
+        kinds = {FAILED: self.failures, PARTIAL: self.partial}
+        for clip, state, reason in zip(rows.ids, rows.state, rows.reasons, strict=True):
+            if clip in known and reason:
+                kinds.get(int(state), self.notices)[clip] = reason
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -92,7 +112,9 @@ def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
         left = f", {report.n_left} left to other shards" if report.n_left else ""
         lines.append(
             f"{report.feature}: {report.n_embedded} embedded, {report.n_kept} already there, "
-            f"{len(report.failures)} failed{left}"
+            f"{len(report.failures)} failed"
+            + (f", {len(report.partial)} in part" if report.partial else "")
+            + left
             + (f" -> {report.path}" if report.path.is_file() else "")
         )
         if report.silent:
@@ -100,13 +122,26 @@ def summary_lines(reports: Sequence[ExtractionReport]) -> list[str]:
                 f"  {len(report.silent)} clips are digital silence (embedded all the same), "
                 f"e.g. {report.silent[0]}"
             )
+        if report.partial:
+            clip, reason = next(iter(report.partial.items()))
+            lines.append(
+                f"  {len(report.partial)} clips are embedded in part, e.g. {clip}: {reason}"
+            )
+        odd = {**report.partial, **report.notices}
+        for mark, what in _NOTICES.items():
+            clips = [clip for clip, reason in odd.items() if mark in reason]
+            if clips:
+                lines.append(f"  {len(clips)} clips {what}, e.g. {clips[0]}")
         for kind, n in report.reasons.items():
-            lines.append(f"  failed, {kind}: {n}")
+            way_out = "; --partial embed embeds what is there" if kind == PARTIAL_FILE else ""
+            lines.append(f"  failed, {kind}: {n}{way_out}")
             of_kind = [(c, r) for c, r in report.failures.items() if r.split(":")[0] == kind]
             lines += [
                 f"    {clip}: {reason.partition(': ')[2]}"
                 for clip, reason in of_kind[:_SHOWN_FAILURES]
             ]
+        if report.failures_file:
+            lines.append(f"  all of these, clip by clip: {report.failures_file}")
     waiting = [report for report in reports if not report.path.is_file()]
     if waiting:
         lines.append(

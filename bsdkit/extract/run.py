@@ -74,6 +74,8 @@ def extract_dataset(
     settings, progress = settings or ExtractionSettings(), progress or Progress()
     if settings.shard_clips < 1:
         raise RecipeError(f"--shard-clips {settings.shard_clips}: expected 1 or more")
+    if settings.partial not in ("fail", "embed"):
+        raise RecipeError(f"--partial {settings.partial}: expected fail or embed")
     check_device(settings.device)
     names = [name.strip() for name in backbones]
     get_outputs(names, options)  # refuses what is not known before anything is read

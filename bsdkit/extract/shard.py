@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bsdkit.audio import WindowCutter, window_lengths
+from bsdkit.audio import Findings, WindowCutter, window_lengths
 from bsdkit.backbones.base import BackboneSpec
 from bsdkit.errors import AudioError, BackboneError
 from bsdkit.extract.plan import Job
-from bsdkit.store.feature import FAILED, OK, FeatureRows
+from bsdkit.store.failures import printable
+from bsdkit.store.feature import FAILED, OK, PARTIAL, PARTIAL_FILE, FeatureRows
 
 __all__ = ["Batch", "ShardBuilder", "embed_texts", "pinned_buffer"]
 
@@ -68,6 +69,7 @@ class ShardBuilder:
         spec = job.spec
         self.job, self.positions = job, positions
         self.reasons = [""] * len(positions)
+        self.findings = [Findings() for _ in positions]
         self.silent: list[str] = []
         self._new_buffer = new_buffer or (lambda shape: np.empty(shape, np.float32))
         shortest = (
@@ -99,8 +101,9 @@ class ShardBuilder:
         for window, n_valid in self._cutter.push(samples):
             yield from self._add(self._row, window, n_valid)
 
-    def end(self) -> Iterator[Batch]:
-        """The batches that the clip's last window completes."""
+    def end(self, findings: Findings) -> Iterator[Batch]:
+        """The batches that the clip's last window completes; and what is odd about the clip."""
+        self.findings[self._row] = findings
         if self._is_silent:
             self.silent.append(str(self.job.sources.ids[self.positions[self._row]]))
         for window, n_valid in self._cutter.finish():
@@ -108,7 +111,7 @@ class ShardBuilder:
 
     def fail(self, error: AudioError) -> None:
         """Ends the clip without a vector."""
-        self.reasons[self._row] = f"{_kind(error)}: {error}"
+        self.reasons[self._row] = printable(f"{_kind(error)}: {error}")
 
     def _add(self, row: int, window: FloatArray, n_valid: int) -> Iterator[Batch]:
         length = len(window)
@@ -193,7 +196,7 @@ class ShardBuilder:
             segments = self._segments[output] if self.job.keep_segments else None
             rows[output] = _rows(
                 self.job, spec, self.positions, vectors.astype(np.float32),
-                self.reasons, segments,
+                self.reasons, segments, self.findings,
             )  # fmt: skip
         return rows
 
@@ -240,6 +243,7 @@ def _rows(
     vectors: FloatArray,
     reasons: list[str],
     segments: list[list[FloatArray]] | None,
+    findings: Sequence[Findings] = (),
 ) -> FeatureRows:
     """Feature rows of vectors [n, dim]: normalised, failures marked, in the store's dtype."""
     reasons = list(reasons)
@@ -258,6 +262,10 @@ def _rows(
     stored[state == FAILED] = 0
     reasons_array = np.empty(len(positions), object)
     reasons_array[:] = reasons
+    for row, found in enumerate(findings):
+        if not reasons[row]:
+            state[row] = PARTIAL if found.partial else OK
+            reasons_array[row] = "; ".join(filter(None, (found.partial, found.notices)))
     flat = offsets = None
     if segments is not None:
         kept = [[] if reason else parts for parts, reason in zip(segments, reasons, strict=True)]
@@ -290,9 +298,8 @@ def _free_memory(device: str) -> None:
 
 
 def _kind(error: AudioError) -> str:
-    return {"MissingAudio": "missing file", "EmptyAudio": "empty file"}.get(
-        type(error).__name__, "undecodable file"
-    )
+    kinds = {"MissingAudio": "missing file", "EmptyAudio": "empty file"}
+    return {**kinds, "PartialAudio": PARTIAL_FILE}.get(type(error).__name__, "undecodable file")
 
 
 def pinned_buffer(shape: tuple[int, int]) -> Any:

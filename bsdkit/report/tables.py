@@ -388,7 +388,13 @@ def store_table(clips: Clips, infos: Sequence[FeatureInfo], texts: Sequence[Text
             f"{info.path.stat().st_size / 1e6:.1f}",
             str(info.spec.get("weights", info.spec.get("origin", ""))),
         )
+        if info.n_partial:
+            table.notes.append(_in_part(info.feature, info.n_partial))
     return table
+
+
+def _in_part(feature: str, n: int) -> str:
+    return f"{feature}: {n} clips embedded in part, see failures-{feature.partition('@')[0]}.csv"
 
 
 def verification_table(reports: Sequence[FeatureReport], clips: Clips) -> Table:
@@ -406,6 +412,8 @@ def verification_table(reports: Sequence[FeatureReport], clips: Clips) -> Table:
         if report.first_missing:
             lines.append(f"missing, e.g. {', '.join(report.first_missing)}")
         table.notes += [f"{report.feature}: {line}" for line in lines]
+        if report.n_partial:
+            table.notes.append(_in_part(report.feature, report.n_partial))
     n_equal, n_unread = int(copies(clips).sum()), int((clips.sound == "").sum())
     if n_equal:
         table.notes.append(f"{n_equal} clips have an equal sound under another id")

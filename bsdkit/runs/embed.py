@@ -48,13 +48,16 @@ def extract_for_run(
     opened, clips = fill_store(data, store, run.clips.taxonomy, progress, is_replacing=is_replacing)
     with progress:
         specs = _specs_to_embed(run, member, store)
+        # a store that was filled with clips in part keeps them
+        is_partly = any(info.n_partial for info in opened.infos())
+        settings = ExtractionSettings(device=device, partial="embed" if is_partly else "fail")
         for template, wanted in _backbones_of(specs, device, run.clips.taxonomy):
             reports = extract(
                 wanted,
                 clips,
                 opened,
                 template,
-                ExtractionSettings(device=device),
+                settings,
                 progress=progress,
             )
             for line in summary_lines(reports):

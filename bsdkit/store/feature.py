@@ -29,6 +29,8 @@ from bsdkit.version import __version__
 __all__ = [
     "FAILED",
     "OK",
+    "PARTIAL",
+    "PARTIAL_FILE",
     "FeatureInfo",
     "FeatureRows",
     "feature_path",
@@ -40,8 +42,11 @@ __all__ = [
 ]
 
 FORMAT = "bsdkit-feature-1"
-OK, FAILED = 0, 1
-"""Values of a row's state."""
+OK, FAILED, PARTIAL = 0, 1, 2
+"""Values of a row's state: of the whole clip, without an embedding, or of a part of the clip
+where whoever extracted wanted that. Whatever is not FAILED has an embedding to use."""
+PARTIAL_FILE = "partial file"
+"""How the reason begins of a clip that failed because only a part of it can be decoded."""
 
 _CHUNK_ROWS = 256
 
@@ -53,8 +58,9 @@ class FeatureRows:
     Attributes:
         ids: clip ids [n].
         source_sha256: hex digests [n] of what was embedded: the audio file or the text.
-        state: OK or FAILED [n].
-        reasons: why a clip failed [n]; empty where it did not.
+        state: OK, FAILED or PARTIAL [n].
+        reasons: why a clip failed or is partial, or what is odd about one that is whole [n];
+            mostly empty.
         embedding: [n, dim], float16 or float32; zeros where a clip failed.
         segments: window-level embeddings [m, dim], or None.
         offsets: [n + 1] rows of `segments`: clip i has offsets[i] to offsets[i + 1].
@@ -133,7 +139,7 @@ class FeatureRows:
         """The sha256 of all columns but the reasons."""
         digest = hashlib.sha256()
         for strings in (self.ids, self.source_sha256):
-            digest.update("\n".join(strings.tolist()).encode())
+            digest.update("\n".join(strings.tolist()).encode(errors="surrogateescape"))
         digest.update(np.ascontiguousarray(self.state).data)
         digest.update(np.ascontiguousarray(self.embedding).data)
         if self.segments is not None and self.offsets is not None:
@@ -163,6 +169,7 @@ class FeatureInfo:
         dtype: number type on disk.
         checksum: the sha256 of the contents when they were written.
         provenance: library versions, device and seconds of the extraction.
+        n_partial: rows of clips of which only a part could be decoded.
     """
 
     path: Path
@@ -175,6 +182,7 @@ class FeatureInfo:
     dtype: str
     checksum: str
     provenance: Mapping[str, object] = field(default_factory=dict)
+    n_partial: int = 0
 
 
 def feature_path(folder: Path, feature: str, spec: Spec) -> Path:
@@ -272,13 +280,15 @@ def read_info(path: Path) -> FeatureInfo:
                 raise KeyError(f"format {file.attrs['format']!r}")
             spec = json.loads(file.attrs["spec"])
             n, dim = file["embedding"].shape
+            state = file["state"][()]
             return FeatureInfo(
                 path=path,
                 feature=str(file.attrs["feature"]),
                 spec=spec,
                 spec_hash=str(file.attrs["spec_hash"]),
                 n_rows=n,
-                n_failed=int(np.count_nonzero(file["state"][()] != OK)),
+                n_failed=int(np.count_nonzero(state == FAILED)),
+                n_partial=int(np.count_nonzero(state == PARTIAL)),
                 dim=dim,
                 dtype=str(file["embedding"].dtype),
                 checksum=str(file.attrs["checksum"]),

@@ -194,8 +194,11 @@ def remove_tree(folder: Path) -> None:
 def write_strings(
     group: h5py.Group, name: str, values: Sequence[str], *, is_compressed: bool = False
 ) -> None:
-    """Writes short strings [n] as fixed-width UTF-8, which reads as one block."""
-    encoded = [value.encode(errors="backslashreplace") for value in values]
+    """Writes short strings [n] as fixed-width UTF-8, which reads as one block.
+
+    Bytes of a file's name that are not UTF-8 stay what they are.
+    """
+    encoded = [value.encode(errors="surrogateescape") for value in values]
     width = max([1, *map(len, encoded)])
     filters = {"compression": "gzip"} if is_compressed and encoded else {}
     dataset = group.create_dataset(name, data=np.array(encoded, f"S{width}"), **filters)
@@ -206,13 +209,13 @@ def read_strings(group: h5py.Group, name: str) -> npt.NDArray[np.object_]:
     """Strings [n] that `write_strings` wrote."""
     raw = group[name][()]
     values = np.empty(len(raw), object)
-    values[:] = [value.decode() for value in raw.tolist()]
+    values[:] = [value.decode(errors="surrogateescape") for value in raw.tolist()]
     return values
 
 
 def write_texts(group: h5py.Group, name: str, values: Sequence[str]) -> None:
     """Writes long texts [n] as one compressed UTF-8 block and offsets [n + 1]."""
-    encoded = [value.encode(errors="backslashreplace") for value in values]
+    encoded = [value.encode(errors="surrogateescape") for value in values]
     offsets = np.zeros(len(encoded) + 1, np.int64)
     np.cumsum([len(value) for value in encoded], out=offsets[1:])
     block = np.frombuffer(b"".join(encoded), np.uint8)
@@ -227,5 +230,8 @@ def read_texts(group: h5py.Group, name: str) -> npt.NDArray[np.object_]:
     block = group[name]["utf8"][()].tobytes()
     offsets = group[name]["offsets"][()].tolist()
     values = np.empty(len(offsets) - 1, object)
-    values[:] = [block[start:end].decode() for start, end in itertools.pairwise(offsets)]
+    values[:] = [
+        block[start:end].decode(errors="surrogateescape")
+        for start, end in itertools.pairwise(offsets)
+    ]
     return values

@@ -17,7 +17,8 @@ import numpy as np
 from bsdkit.errors import CorruptStore, IncompleteStore, StoreError
 from bsdkit.location import as_location
 from bsdkit.store.clips import write_clips
-from bsdkit.store.feature import FeatureInfo, FeatureRows, read_feature, read_info
+from bsdkit.store.failures import failures_path, write_failures
+from bsdkit.store.feature import FAILED, FeatureInfo, FeatureRows, read_feature, read_info
 from bsdkit.store.kinds import Spec
 from bsdkit.store.shards import ShardFolder, locked
 from bsdkit.store.store import Store
@@ -107,8 +108,11 @@ def merge_stores(target: Path | str, sources: Sequence[Path | str] = ()) -> list
             ordered = sorted(found, key=lambda part: part.is_shard)  # shards replace older rows
             rows = folder.merge([part.rows for part in ordered], clips.ids, info.provenance)
             folder.remove_folder()
+            write_failures(failures_path(target, info.feature), rows, {})
+            for of_part in target.glob(f"failures-{info.feature}.*-of-*.csv"):
+                of_part.unlink()
             n_shards = sum(part.is_shard for part in found)
-            n_failed = int((rows.state != 0).sum())
+            n_failed = int((rows.state == FAILED).sum())
             reports.append(MergeReport(folder.final, info.feature, len(rows), n_failed, n_shards))
     return reports
 

@@ -15,7 +15,7 @@ from bsdkit.errors import IncompleteStore, StaleStore, StoreError, nearest
 from bsdkit.location import as_location
 from bsdkit.store.changes import compare_tables
 from bsdkit.store.clips import read_clips, same_table, write_clips
-from bsdkit.store.feature import OK, FeatureInfo, read_embedding, read_info
+from bsdkit.store.feature import FAILED, FeatureInfo, read_embedding, read_info
 from bsdkit.store.files import remove_tree
 from bsdkit.store.kinds import PRIOR, Spec, first_difference
 from bsdkit.text import TEMPLATES, template_name
@@ -185,7 +185,7 @@ class Store:
 
     @cached_property
     def _encoded_ids(self) -> npt.NDArray[np.bytes_]:
-        return np.array([clip.encode() for clip in self.clips.ids])
+        return np.array([clip.encode(errors="surrogateescape") for clip in self.clips.ids])
 
     def _places(
         self, ids: npt.NDArray[np.bytes_], state: npt.NDArray[np.uint8]
@@ -200,7 +200,7 @@ class Store:
             )
         has_row = places >= 0
         present = has_row.copy()
-        present[has_row] = state[places[has_row]] == OK
+        present[has_row] = state[places[has_row]] != FAILED
         return np.where(present, places, -1), has_row & ~present
 
     def features(self, names: Sequence[str], expect: Mapping[str, Spec] | None = None) -> Features:

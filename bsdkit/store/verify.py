@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, StoreError
 from bsdkit.leakage import near_duplicates
-from bsdkit.store.feature import OK, FeatureInfo, FeatureRows, read_feature, read_info
+from bsdkit.store.feature import FAILED, FeatureInfo, FeatureRows, read_feature, read_info
 from bsdkit.store.kinds import kind_of, spec_hash
 from bsdkit.store.store import Store
 
@@ -42,6 +42,7 @@ class FeatureReport:
         n_near: rows of an audio embedding that another row is nearly the same as.
         faults: what makes the file unusable; empty when all is well.
         first_missing: the first clips without a row.
+        n_partial: rows of clips of which only a part could be decoded.
     """
 
     feature: str
@@ -52,6 +53,7 @@ class FeatureReport:
     n_near: int
     faults: tuple[str, ...]
     first_missing: tuple[str, ...]
+    n_partial: int = 0
 
 
 def verify_store(store: Store) -> list[FeatureReport]:
@@ -76,7 +78,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
         if len(set(rows.ids)) != len(rows):
             faults.append("a clip id stands twice")
         faults += _older_than_source(info, rows, store)
-        is_ok = rows.state == OK
+        is_ok = rows.state != FAILED
         values = rows.embedding[is_ok].astype(np.float32)
         n_bad = int((~np.isfinite(values)).any(axis=1).sum()) if len(values) else 0
         if n_bad:
@@ -102,6 +104,7 @@ def verify_store(store: Store) -> list[FeatureReport]:
                 n_near=_n_near(values) if info.spec.get("kind") == "audio" and not n_bad else 0,
                 faults=tuple(faults),
                 first_missing=tuple(missing[:5]),
+                n_partial=info.n_partial,
             )
         )
     return reports

@@ -69,9 +69,9 @@ def test_one_pass_decodes_each_file_once(
 ) -> None:
     reads: Counter[str] = Counter()
 
-    def counting(path, rates):  # type: ignore[no-untyped-def]
+    def counting(path, rates, findings):  # type: ignore[no-untyped-def]
         reads[Path(path).name] += 1
-        return read_audio_at(path, rates)
+        return read_audio_at(path, rates, findings)
 
     monkeypatch.setattr(bsdkit.extract.decode, "read_audio_at", counting)
 

@@ -47,7 +47,7 @@ from bsdkit.runs.folder import Run, load_run
 from bsdkit.runs.near import audio_feature, near_copies
 from bsdkit.splits import Split, shared_groups
 from bsdkit.stats import principal_axes
-from bsdkit.store.feature import OK, read_feature
+from bsdkit.store.feature import FAILED, read_feature
 from bsdkit.store.kinds import kind_of
 from bsdkit.store.store import Store
 from bsdkit.verdicts import compare_systems, judge
@@ -273,7 +273,7 @@ def _coverage(run: Run, store: Store | None) -> tuple[tuple[FeatureCoverage, ...
                 n_failed = info.n_failed
                 if n_failed:
                     table = read_feature(info.path)
-                    failures = dict(Counter(table.reasons[table.state != OK].tolist()))
+                    failures = dict(Counter(table.reasons[table.state == FAILED].tolist()))
                 if info.checksum != fact["checksum"]:
                     notes.append(f"{name} in {store.path} is not what the run was fitted on")
             except BsdkitError as error:

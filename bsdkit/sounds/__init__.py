@@ -1,0 +1,1 @@
+"""Sound files as people have them: what is in their bytes, and how it is decoded to the end."""
