@@ -371,7 +371,13 @@ class _Stack:
     def train_epoch(self, epoch: int) -> None:
         self.module.train()
         size, shared = self.shared.batch_size, self.shared
-        rates = self.rates * rate_factor(shared, epoch)
+        rates = self.rates * rate_factor(
+            shared.schedule,
+            epoch,
+            epochs=shared.epochs,
+            step_epochs=shared.step_epochs,
+            step_factor=shared.step_factor,
+        )
         rows, is_real = self._batches()
         total = torch.zeros(len(self.replicas), device=self.device)
         for step in range(int(self.n_steps.max())):

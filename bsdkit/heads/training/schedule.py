@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from bsdkit.heads.training.options import TrainingOptions
 
 __all__ = ["SCHEDULES", "rate_factor", "warmed_up"]
 
@@ -17,14 +13,24 @@ SCHEDULES = ("cosine", "constant", "linear", "step", "plateau")
 """What `TrainingOptions.schedule` may be; ``plateau`` follows the validation score instead."""
 
 
-def rate_factor(options: TrainingOptions, epoch: float) -> float:
-    """What the learning rate is multiplied by in an epoch, counted from 0."""
-    if options.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))
-    if options.schedule == "linear":
-        return 1 - epoch / options.epochs
-    if options.schedule == "step":
-        return float(options.step_factor ** (epoch // options.step_epochs))
+def rate_factor(
+    schedule: str, epoch: float, *, epochs: int, step_epochs: int, step_factor: float
+) -> float:
+    """What the learning rate is multiplied by in an epoch, counted from 0.
+
+    Args:
+        schedule: one of `SCHEDULES`.
+        epoch: counted from 0.
+        epochs: of the whole training.
+        step_epochs: of ``step``: epochs after which the rate is multiplied.
+        step_factor: of ``step``: by what.
+    """
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    if schedule == "linear":
+        return 1 - epoch / epochs
+    if schedule == "step":
+        return float(step_factor ** (epoch // step_epochs))
     return 1.0
 
 
