@@ -171,8 +171,9 @@ def check_that_it_runs(name: str, stores: Path) -> None:
     assert not found["left_out"], name  # a member that diverged
 
 
-@pytest.mark.parametrize("name", ["gisp-heu-1", "xjtlu-1"])
-def test_the_least_alike_run_on_mapped_features(name: str, stores: Path) -> None:
+# The deep networks of xjtlu take longest; with all others they are behind the marker.
+@pytest.mark.parametrize("name", ["gisp-heu-1", "lin-4"])
+def test_two_unlike_ones_run_on_mapped_features(name: str, stores: Path) -> None:
     check_that_it_runs(name, stores)
 
 
