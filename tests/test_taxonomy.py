@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsdkit.errors import BsdkitError, TaxonomyError, UnknownClass
@@ -49,6 +49,7 @@ def test_bst_is_the_official_taxonomy() -> None:
     assert load_taxonomy("BST") is BST
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["", *BST.labels])))
 def test_encode_and_decode_are_inverse(labels: list[str]) -> None:
     positions = BST.encode(labels)

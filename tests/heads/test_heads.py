@@ -105,6 +105,9 @@ def test_scikit_learn_contract_of_the_rest(estimator, check) -> None:  # type: i
 BY_COST = [pytest.param(n, marks=pytest.mark.slow) if n == "hatr" else n for n in QUICK]
 """The largest network by far is looked at behind the marker, and by test_hatr.py."""
 
+ONE_FOR_ALL = [n if n in FIRST else pytest.param(n, marks=pytest.mark.slow) for n in QUICK]
+"""Of what the torch heads share, as above."""
+
 
 def blobs(
     n: int = 240, dim: int = 10, n_classes: int = 4, head: str = ""
@@ -131,7 +134,7 @@ def test_it_learns_and_its_state_travels(name: str) -> None:
     assert (again.predict_proba(X[180:]) == probabilities).all()
 
 
-@pytest.mark.parametrize("name", BY_COST)
+@pytest.mark.parametrize("name", ONE_FOR_ALL)
 def test_weights_of_zero_remove_clips(name: str) -> None:
     X, y = blobs(head=name)
     wrong = y.copy()
@@ -144,7 +147,7 @@ def test_weights_of_zero_remove_clips(name: str) -> None:
     assert (head.predict(X[:60]) == y[:60]).mean() > 0.85
 
 
-@pytest.mark.parametrize("name", BY_COST)
+@pytest.mark.parametrize("name", ONE_FOR_ALL)
 def test_bad_input_is_refused_in_one_line(name: str) -> None:
     X, y = blobs(head=name)
     with pytest.raises(HeadError, match="did you mean"):

@@ -369,6 +369,7 @@ labels = st.sampled_from([*BST.labels, "other"])
 answers = st.dictionaries(labels, st.floats(1e-6, 1e6), min_size=1, max_size=24)
 
 
+@settings(deadline=None)
 @given(answers)
 def test_an_answer_by_the_schema_loses_nothing(answer: dict[str, float]) -> None:
     entry = class_prompt(BST).schema["properties"]["classes"]["items"]["properties"]
@@ -382,6 +383,7 @@ def test_an_answer_by_the_schema_loses_nothing(answer: dict[str, float]) -> None
             assert share == pytest.approx(answer.get(label, 0.0) / (total - other), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(answers, st.data(), st.sampled_from(["stop", "length"]))
 def test_no_part_of_an_answer_is_used(
     answer: dict[str, float], data: st.DataObject, finish: str

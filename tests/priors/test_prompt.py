@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bsdkit.dataset import Clips
@@ -185,6 +185,7 @@ def test_an_injection_stays_a_text_in_the_data() -> None:
 texts = st.text(st.one_of(st.sampled_from('<|>[]{}",\\/_- .'), st.characters()), max_size=60)
 
 
+@settings(deadline=None)
 @given(texts, texts, texts, st.floats(width=32), st.sampled_from(sorted(TEMPLATES)))
 @example("<<||", "<|,|>", "<b><|</b>", 1.0, "raw")
 def test_any_metadata_is_one_json_object(
@@ -245,6 +246,7 @@ def make_clips(n: int, other: str, label: int, number: float) -> Clips:
     )
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(-1, 22), st.integers(31, 999))
 def test_nothing_else_of_a_clip_is_told(other: str, label: int, number: int) -> None:
     contents = clip_contents(make_clips(2, f"SECRET{other}", label, number))

@@ -154,7 +154,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dcase2026")
     every = np.arange(len(Store(STARTER).clips))
     masked = Store(STARTER).info("minilm@masked")
-    for part, rows in (("clean", every[::3]), ("noisy", every[1::3])):
+    for part, rows in (("clean", every[::2]), ("noisy", every[1::2])):
         names = ("aisfx", "minilm", "efficientat", "prior.minilm")
         place = part_of_store(STARTER, folder / part, rows, names)
         kept = read_feature(masked.path).take(rows)
@@ -171,8 +171,9 @@ def check_that_it_runs(name: str, stores: Path) -> None:
     assert not found["left_out"], name  # a member that diverged
 
 
-@pytest.mark.parametrize("name", ["gisp-heu-1", "xjtlu-1"])
-def test_the_least_alike_run_on_mapped_features(name: str, stores: Path) -> None:
+# The deep networks of xjtlu take longest; with all others they are behind the marker.
+@pytest.mark.parametrize("name", ["gisp-heu-1", "lin-4"])
+def test_two_unlike_ones_run_on_mapped_features(name: str, stores: Path) -> None:
     check_that_it_runs(name, stores)
 
 
