@@ -76,6 +76,7 @@ def test_a_fit_scores_its_test_store_as_evaluate_does(place: Path, folder: Path)
     table = fit_tables(run.metrics)[-1]
     assert "125 clips that the run never saw" in table.title and len(table.rows) == 3
     assert any("10 trained on" in note for note in table.notes)
+    assert "125 clips that the run never saw" in (folder / "report.html").read_text()
 
 
 def test_nothing_else_of_a_run_depends_on_its_test_store(place: Path, folder: Path) -> None:

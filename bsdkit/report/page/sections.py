@@ -35,7 +35,14 @@ from bsdkit.report.page.markup import (
     section,
     table,
 )
-from bsdkit.report.tables import caveats, chain_title, difference, percent, protocol_notes
+from bsdkit.report.tables import (
+    caveats,
+    chain_title,
+    difference,
+    percent,
+    protocol_notes,
+    test_table,
+)
 from bsdkit.stats import Z_95
 from bsdkit.taxonomy import Taxonomy
 from bsdkit.verdicts import RULE
@@ -143,7 +150,10 @@ def _summary(data: PageData) -> str:
         rows,
         caption="Every split, nested",
     )  # fmt: skip
-    return section("summary", "Summary", head, splits, _warnings(data))
+    tested = ""
+    if "test" in metrics:
+        tested = test_table(metrics["test"], chain_title(ensemble)).to_html()
+    return section("summary", "Summary", head, splits, tested, _warnings(data))
 
 
 def _at_target(scores: Mapping[str, Any]) -> str:
