@@ -8,6 +8,7 @@ chance nor refused.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -93,12 +94,11 @@ class Laboratory:
     ) -> Clips:
         """A table as Freesound's API gives it, read as a user's is."""
         path = self._next("csv")
-        lines = ["id,uploader,class,pack"]
+        lines = ["id,username,class,pack"]
         for i, (c, user) in enumerate(zip(classes, users, strict=True)):
             lines.append(f"{path.stem}-{i},{user},c{c},{packs[i] if len(packs) else ''}")
         path.write_text("\n".join(lines) + "\n")
-        clips = read_dataset(path, "flat")[0]
-        return replace(clips, columns={"pack": np.array(packs, object)}) if len(packs) else clips
+        return read_dataset(path, "flat", keep_columns=["pack"] if len(packs) else [])[0]
 
     def store(self, clips: Clips, X: npt.NDArray[np.floating[Any]]) -> Store:
         """A store of these clips with one feature."""
@@ -165,7 +165,8 @@ def refused(what: str, protocol: str, attempt: Callable[[], object]) -> Row:
     try:
         attempt()
     except RecipeError as error:
-        return Row(what, protocol, verdict="refused: " + str(error).partition(":")[0][:60])
+        reason = re.sub(r"\S*/", "", re.split("[,:]", str(error))[0])
+        return Row(what, protocol, verdict=f"refused: {reason}")
     return Row(what, protocol, verdict="NOT REFUSED")
 
 
