@@ -72,7 +72,7 @@ def variants_of(
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says once defaults are filled in, without what changes no number."""
-    said = recipe.model_dump(exclude={"name", "description", "tune", "test"})
+    said = recipe.model_dump(exclude={"name", "description", "provenance", "tune", "test"})
     for name, member in said["members"].items():
         plan = member_plan(name, recipe)
         if plan.is_imported:

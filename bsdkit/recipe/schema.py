@@ -33,6 +33,7 @@ from bsdkit.splits import OFFICIAL_SEED, check_protocol
 
 __all__ = [
     "MemberRecipe",
+    "Provenance",
     "Recipe",
     "TuneRecipe",
     "load_recipe",
@@ -191,12 +192,31 @@ class TuneRecipe(BaseModel):
         return value
 
 
+class Provenance(BaseModel):
+    """How a part of a recipe stands to the same part of a published system.
+
+    Attributes:
+        state: ``exact``: as the report says; ``counterpart``: something else in its place;
+            ``absent``: the system has it, the recipe does not.
+        section: where the report says so, or where it was looked in and is silent.
+        note: what the part is, and what is different or unstated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    state: Literal["exact", "counterpart", "absent"]
+    section: str = Field(min_length=1)
+    note: str = Field(min_length=1)
+
+
 class Recipe(BaseModel):
     """A whole recipe.
 
     Attributes:
         name: the run's folder below ``runs/``.
         description: for people.
+        provenance: for a recipe of a published system, how it stands to the original, by part;
+            for people too, it changes no number.
         store: folder of the store.
         split: one protocol or several, see `bsdkit.splits.make_split`; the first one is the
             headline. ``file`` needs `split_file`.
@@ -227,6 +247,7 @@ class Recipe(BaseModel):
 
     name: Name
     description: str = ""
+    provenance: dict[str, Provenance] = {}
     store: str
     split: OneOrMany = Field(default=["official"], min_length=1)
     folds: int = Field(5, ge=2)
@@ -430,6 +451,8 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
             "tune": TuneRecipe,
         }
         model = models.get(place[-2], Recipe) if len(place) > 1 else Recipe
+        if place[0] == "provenance":
+            model = Provenance
         return f"unknown key {where!r}: {nearest(place[-1], model.__pydantic_fields__)}"
     if first["type"] == "missing":
         found: Any = data

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bsdkit.errors import RecipeError
+from bsdkit.experiments.ablate import variants_of
 from bsdkit.recipe import load_recipe
 from tests.conftest import ROOT
 
@@ -138,3 +139,29 @@ WHOLE = [
 @pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.name)
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     assert load_recipe(path).members
+
+
+def test_provenance_is_carried_and_changes_no_number(tmp_path: Path) -> None:
+    part = "provenance: {head: {state: exact, section: '3.1', note: as there}}\n"
+    plain, told = load(tmp_path, GOOD), load(tmp_path, part + GOOD)
+    assert told.provenance["head"].section == "3.1"
+    assert load(tmp_path, told.to_yaml()) == told
+    with pytest.raises(RecipeError, match="no variant that differs"):
+        variants_of(plain, [], [told])
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("{state: near, section: '1', note: x}", "state"),
+        ("{state: exact, note: x}", "'provenance.head.section' is missing"),
+        ("{state: exact, section: '1', note: ''}", "provenance.head.note"),
+        (
+            "{state: exact, sektion: '1', note: x}",
+            "unknown key 'provenance.head.sektion': did you mean 'section'",
+        ),
+    ],
+)
+def test_provenance_is_checked(part: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path, f"provenance: {{head: {part}}}\n{GOOD}")
