@@ -7,11 +7,12 @@ gives them the clips of other folds only.
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -97,6 +98,8 @@ class EnsembleOptions:
         trials: weightings that ``weights`` tries.
         rounds: members that ``greedy`` adds at most, with replacement.
         largest: members in a subset at most.
+        best: how many members are averaged at most, those of the best scores of their own; 0 for
+            all. Caps hold for the members that are left.
         caps: the largest share of the weight for members whose names match a pattern, such as
             ``{"*-audio": 0.4}``; a member belongs to the first pattern that it matches.
         min_weight: a member with a smaller share is left out, the lightest first.
@@ -115,6 +118,7 @@ class EnsembleOptions:
     trials: int = Field(default=100, ge=1)
     rounds: int = Field(default=50, ge=1)
     largest: int = Field(default=3, ge=1)
+    best: int = Field(default=0, ge=0)
     caps: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
     min_weight: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
@@ -132,11 +136,13 @@ class EnsembleOptions:
             raise ValueError("weights and file are for method: frozen")
         if self.method == "frozen" and (self.caps or self.min_weight):
             raise ValueError("caps and min_weight change weights, those of frozen are given")
+        if self.method == "frozen" and self.best:
+            raise ValueError("best chooses members, those of frozen are given")
 
     @property
     def learns(self) -> bool:
         """Whether the weights come from labels."""
-        return METHODS[self.method].learns
+        return METHODS[self.method].learns or self.best > 0
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,18 @@ def fit_ensemble(
     """
     n_members = len(probabilities)
     names = [str(i) for i in range(n_members)] if names is None else list(names)
+    if 0 < options.best < n_members:
+        kept = _leading(options, probabilities, labels, objective)
+        chosen = [names[i] for i in kept]
+        first = {next((p for p in options.caps if fnmatch.fnmatchcase(c, p)), "") for c in chosen}
+        caps = {pattern: cap for pattern, cap in options.caps.items() if pattern in first}
+        fewer = replace(options, best=0, caps=caps)
+        found = fit_ensemble(
+            fewer, probabilities[kept], labels, objective, names=chosen, on_trial=on_trial
+        )
+        w = np.zeros(n_members)
+        w[kept] = found.weights
+        return Ensemble(options.method, tuple(w.tolist()), options.space)
     limits = Limits(options.caps, options.min_weight, names)
     method = METHODS[options.method]
     if n_members == 1 and method.learns:
@@ -270,6 +288,15 @@ def fit_ensemble(
             Problem(options, probabilities, labels, objective, names, limits, on_trial)
         )
     return Ensemble(options.method, tuple(weights.tolist()), options.space)
+
+
+def _leading(
+    options: EnsembleOptions, probabilities: FloatArray, labels: IntArray, objective: Objective
+) -> IntArray:
+    """Positions of the `best` members of the best scores of their own; of equals the earlier."""
+    scores = [WeightScorer(p[None], labels, objective).score(np.ones(1)) for p in probabilities]
+    order = np.argsort(-np.array(scores), kind="stable")
+    return np.sort(order[: options.best])
 
 
 def check_options(options: EnsembleOptions, names: Sequence[str]) -> None:

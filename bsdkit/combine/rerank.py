@@ -58,6 +58,8 @@ class RerankOptions:
         diverse: members whose first class is one too: those that disagree most.
         tau: the margin by which a candidate must lead, or ``tune``.
         cross_tau: the same, across families; at least `tau`.
+        cross_confidence: the score that a candidate of another family needs besides; a
+            probability, so ``binary`` alone has it.
         rounds: trees.
         leaves: of a tree.
         learning_rate: of the booster.
@@ -75,6 +77,7 @@ class RerankOptions:
     diverse: int = Field(default=3, ge=0)
     tau: float | Literal["tune"] = "tune"
     cross_tau: float | Literal["tune"] = "tune"
+    cross_confidence: float = Field(default=0.0, ge=0, le=1)
     rounds: int = Field(default=120, ge=1)
     leaves: int = Field(default=15, ge=2)
     learning_rate: float = Field(default=0.05, gt=0)
@@ -92,6 +95,10 @@ class RerankOptions:
             raise ValueError(
                 f"cross_tau is {self.cross_tau!r}, below tau: {self.tau!r}; leaving the family "
                 "must not be easier than staying"
+            )
+        if self.cross_confidence and self.objective != "binary":
+            raise ValueError(
+                "cross_confidence is a probability, which objective: binary gives; leave it out"
             )
 
 
@@ -116,6 +123,7 @@ class Reranker:
         tau: the margin within the family.
         cross_tau: the margin across families.
         model: LightGBM's own text.
+        cross_confidence: see `RerankOptions`.
     """
 
     taxonomy: Taxonomy
@@ -124,6 +132,7 @@ class Reranker:
     tau: float
     cross_tau: float
     model: str
+    cross_confidence: float = 0.0
 
     def apply(self, evidence: Evidence) -> Evidence:
         """The same clips, with the first class and an overriding one in each other's place."""
@@ -131,7 +140,9 @@ class Reranker:
             return evidence
         candidates = candidates_of(evidence, self.top, self.diverse)
         scores = self.scores(evidence, candidates)
-        first, best, margin = _duel(evidence.decided, candidates, scores)
+        first, best, margin = _duel(
+            evidence.decided, candidates, scores, self.taxonomy, self.cross_confidence
+        )
         return evidence.with_mixed(
             _override(
                 evidence.decided, first, best, margin, self.tau, self.cross_tau, self.taxonomy
@@ -154,6 +165,7 @@ class Reranker:
             "tau": self.tau,
             "cross_tau": self.cross_tau,
             "model": self.model,
+            "cross_confidence": self.cross_confidence,
         }
 
     @classmethod
@@ -166,18 +178,29 @@ class Reranker:
             data["tau"],
             data["cross_tau"],
             data["model"],
+            data.get("cross_confidence", 0.0),  # runs of before it was there
         )
 
 
 def _duel(
-    mixed: FloatArray, candidates: Candidates, scores: FloatArray
+    mixed: FloatArray,
+    candidates: Candidates,
+    scores: FloatArray,
+    taxonomy: Taxonomy,
+    cross_confidence: float,
 ) -> tuple[IntArray, IntArray, FloatArray]:
-    """Each clip's first class, the best-scored candidate [n_clips], and how far that one leads."""
+    """Each clip's first class, the best-scored candidate [n_clips], and how far that one leads.
+
+    One of another family whose score is too small does not lead.
+    """
     table = np.full(mixed.shape, -np.inf)
     table[candidates.clip, candidates.label] = scores
     first, best = mixed.argmax(axis=1), table.argmax(axis=1)
     rows = np.arange(len(mixed))
-    return first, best, table[rows, best] - table[rows, first]
+    margin = table[rows, best] - table[rows, first]
+    is_across = taxonomy.family_of[first] != taxonomy.family_of[best]
+    margin[is_across & (table[rows, best] < cross_confidence)] = -np.inf
+    return first, best, margin
 
 
 def _override(
@@ -233,14 +256,16 @@ def fit_reranker(
             model = _boosted(options, table, names, candidates, labels, ~is_held, taxonomy)
             scores[is_held] = model.predict(table[is_held], num_threads=1)
         tau, cross_tau = _tuned_margins(
-            evidence.decided, candidates, scores, labels, objective, tau, cross_tau
+            options, evidence.decided, candidates, scores, labels, objective, tau, cross_tau
         )
     everything = np.ones(len(table), bool)
     model = _boosted(options, table, names, candidates, labels, everything, taxonomy)
-    return Reranker(taxonomy, options.top, diverse, tau, cross_tau, model.model_to_string())
+    text = model.model_to_string()
+    return Reranker(taxonomy, options.top, diverse, tau, cross_tau, text, options.cross_confidence)
 
 
 def _tuned_margins(
+    options: RerankOptions,
     mixed: FloatArray,
     candidates: Candidates,
     scores: FloatArray,
@@ -250,7 +275,9 @@ def _tuned_margins(
     cross_tau: float | None,
 ) -> tuple[float, float]:
     """The margins of the best objective; of equals the most cautious ones."""
-    first, best, margin = _duel(mixed, candidates, scores)
+    first, best, margin = _duel(
+        mixed, candidates, scores, objective.taxonomy, options.cross_confidence
+    )
     chosen, highest = (NEVER, NEVER), -1.0
     for t in sorted((*MARGINS, NEVER) if tau is None else (tau,), reverse=True):
         for c in sorted((*MARGINS, NEVER) if cross_tau is None else (cross_tau,), reverse=True):

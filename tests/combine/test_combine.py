@@ -382,3 +382,20 @@ def test_a_file_of_weights_is_read_or_refused_in_one_line(tmp_path: Path) -> Non
     ):
         file.write_text(text)
         assert steps() == {"a": 0.25, "b": 0.75}
+
+
+def test_the_best_members_alone_are_weighed() -> None:
+    p, labels = members(n_members=6)
+    p = p[[5, 0, 4, 1, 3, 2]]  # of growing skill before
+    names = ["a-1", "b-1", "a-2", "b-2", "c-1", "b-3"]
+    options = EnsembleOptions("mean", best=3, caps={"a-*": 0.5, "b-*": 0.1, "c-1": 0.5})
+    found = fit_ensemble(options, p, labels, Objective(BST), names=names)
+    # the three of most skill are a-1, a-2 and c-1; the cap on b has nothing left to hold
+    np.testing.assert_allclose(found.weights, [0.25, 0, 0.25, 0, 0.5, 0])
+    assert options.learns and not EnsembleOptions("mean").learns
+    weighed = EnsembleOptions("weights", best=2, trials=20)
+    assert np.count_nonzero(fit_ensemble(weighed, p, labels, Objective(BST)).weights) <= 2
+    everyone = EnsembleOptions("mean", best=9)
+    assert fit_ensemble(everyone, p, labels, Objective(BST)).weights == (1 / 6,) * 6
+    with pytest.raises(ValueError, match="best chooses members"):
+        EnsembleOptions("frozen", best=2, weights={"a": 1.0})

@@ -257,3 +257,26 @@ def test_it_learns_that_a_member_without_weight_is_right(objective: Any) -> None
         result[test] = found.apply(evidence.rows(test)).decided.argmax(axis=1)
     before = score(labels, evidence.decided.argmax(axis=1))
     assert score(labels, result) > before + 0.1, (before, score(labels, result))
+
+
+def test_only_a_sure_candidate_of_another_family_overrides() -> None:
+    evidence, labels, fold = clips(seed=2)
+    options = dataclasses.replace(QUICK, tau=0.0, cross_tau=0.0)
+    freely = fit_reranker(options, evidence, labels, fold, Objective(SMALL))
+    careful = dataclasses.replace(freely, cross_confidence=0.4)
+    assert careful == fit_reranker(
+        dataclasses.replace(options, cross_confidence=0.4),
+        evidence, labels, fold, Objective(SMALL),
+    )  # fmt: skip
+    assert Reranker.from_dict(json.loads(json.dumps(careful.to_dict())), SMALL) == careful
+    before = evidence.decided.argmax(axis=1)
+    free, kept = (r.apply(evidence).decided.argmax(axis=1) for r in (freely, careful))
+    candidates = candidates_of(evidence, freely.top, freely.diverse)
+    scores = np.full(evidence.decided.shape, -np.inf)
+    scores[candidates.clip, candidates.label] = freely.scores(evidence, candidates)
+    crosses = SMALL.family_of[free] != SMALL.family_of[before]
+    is_sure = scores[np.arange(len(free)), free] >= 0.4
+    assert (crosses & is_sure).any() and (crosses & ~is_sure).any()
+    np.testing.assert_array_equal(kept, np.where(crosses & ~is_sure, before, free))
+    with pytest.raises(ValueError, match="cross_confidence is a probability"):
+        RerankOptions(objective="lambdarank", cross_confidence=0.5)
