@@ -92,7 +92,7 @@ BOARD := --map $(MAPPED)/starter.map.yaml --split group --runs runs/leaderboard
 leaderboard: setup ## the published systems, mapped to the starter's features, and ours: 22 recipes
 	@$(BIN)/bsdkit fit $(wildcard $(MAPPED)/baseline-*.yaml $(MAPPED)/cp-jku-*.yaml) $(BOARD) >/dev/null & \
 	first=$$!; $(BIN)/bsdkit fit $(wildcard $(MAPPED)/gisp-*.yaml $(MAPPED)/haf-*.yaml \
-		$(MAPPED)/lin-*.yaml $(MAPPED)/xjtlu-*.yaml) recipes/best.yaml $(BOARD) >/dev/null; \
+		$(MAPPED)/lin-*.yaml $(MAPPED)/starter/xjtlu-*.yaml) recipes/best.yaml $(BOARD) >/dev/null; \
 	second=$$?; wait $$first && exit $$second
 	@$(BIN)/bsdkit leaderboard runs/leaderboard --baseline baseline-multimodal-mapped --markdown
 
