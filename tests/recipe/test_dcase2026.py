@@ -16,6 +16,7 @@ from bsdkit.recipe.map import read_map
 from bsdkit.recipe.schema import Recipe, load_recipe, recipe_from
 from bsdkit.store import Store
 from bsdkit.store.feature import read_feature, write_feature
+from bsdkit.taxonomy import BST
 from recipes.dcase2026.table import PARTS, REPORTED, readme
 from tests.conftest import ROOT
 from tests.runs.test_whole_chain import part_of_store
@@ -209,3 +210,14 @@ def test_two_unlike_ones_run_on_mapped_features(name: str, stores: Path) -> None
 @pytest.mark.parametrize("name", REPORTED)
 def test_all_run_on_mapped_features(name: str, stores: Path) -> None:
     check_that_it_runs(name, stores)
+
+
+def test_labels_of_other_datasets_are_classes_here() -> None:
+    found = {path.stem: path.read_text().splitlines() for path in (FOLDER / "maps").glob("*.csv")}
+    assert found.keys() == {"esc50", "urbansound8k", "fsd50k"}
+    for name, (header, *rows) in found.items():
+        assert header == "label,class", name
+        labels, classes = zip(*(row.split(",") for row in rows), strict=True)
+        assert len(set(labels)) == len(labels) and all(labels), name
+        assert set(classes) <= set(BST.labels), name
+    assert (len(found["esc50"]), len(found["urbansound8k"])) == (50, 11)  # church bells are none
