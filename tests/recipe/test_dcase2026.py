@@ -102,15 +102,16 @@ def test_settings_in_several_files_agree() -> None:
     clap = [("haf-clap-2", f"clap-{x}") for x in ("plain", "smoothed", "mixed", "pretrained")]
     strategy = ("label_smoothing", "smoothing", "mixup", "mixup_share")
     alone = [("haf-clap-3", "passt"), ("haf-clap-3", "clap-tiny")]
-    own = (*strategy, "hidden", "modality_dropout")
+    own = (*strategy, "hidden", "block_dropout")
     assert agree([settings(*where, *own) for where in (*clap, *alone)])
     assert settings("haf-clap-2", "clap-mixed") == settings("haf-clap-3", "passt")
     lin = [m for m in load_recipe(FOLDER / "lin-1.yaml").members if m != "concat"]
-    assert agree([settings("lin-1", m, "head", "extra") for m in ("concat", *lin)])
-    assert agree([settings("lin-1", m, "head") for m in ("fused", "audio", "roberta", "passt")])
+    own = ("head", "classifier_hidden")
+    assert agree([settings("lin-1", m, *own, "extra") for m in ("concat", *lin)])
+    assert agree([settings("lin-1", m, *own) for m in ("fused", "audio", "roberta", "passt")])
     staged = [("cp-jku-1", "beats"), ("cp-jku-1", "clap"), ("cp-jku-2", "m2d"),
               ("cp-jku-2", "cp-clap"), ("cp-jku-2", "cp-clap-plain")]  # fmt: skip
-    assert agree([settings(*where, "head", "extra") for where in staged])
+    assert agree([settings(*where, "head", "fusion_hidden", "extra") for where in staged])
     for name, member in staged[:4]:
         clean = settings("cp-jku-4", f"clean-{member}", "epochs", "distill", "extra")
         assert clean == settings(name, member, "epochs", "distill", "extra")
@@ -123,6 +124,7 @@ def test_the_pool_of_31_families_is_there_at_the_starters_scale_too() -> None:
     kinds = [name.partition("-")[0] for name in whole.ensemble_members]
     assert kinds.count("v2mix") == 10
     assert sum(kinds.count(kind) for kind in ("prior", "confidence", "hierarchy")) == 9
+    assert sum(kinds.count(kind) for kind in ("external", "fsd", "text")) == 12
     for n in range(1, 5):
         full = load_recipe(FOLDER / f"xjtlu-{n}.yaml")
         few = load_recipe(FOLDER / f"starter/xjtlu-{n}.yaml")
@@ -163,6 +165,7 @@ def small(name: str, folder: Path) -> Recipe:
         if member["head"] == "hatr":  # deep: a narrow one learns nothing in three epochs
             few = {"hidden": 128, "epochs": 15, "learning_rate": 0.002}
         member |= {key: value for key, value in few.items() if key in known}
+        member |= {key: 64 for key in ("fusion_hidden", "classifier_hidden") if key in member}
         if member.get("seeds"):
             member["seeds"] = member["seeds"][:1]
         extras = member.get("extra") or []
