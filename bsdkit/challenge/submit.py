@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -279,12 +279,19 @@ def _settings(run: Run) -> dict[str, dict[str, Any]]:
 
 def _augmentations(run: Run) -> list[str]:
     """Options of members that change their training inputs, where they are on."""
-    settings = _settings(run).values()
+    settings = _settings(run)
     return [
-        option.name.replace("_", " ")
-        for option in dataclasses.fields(TrainingOptions)
-        if option.metadata.get("augments") and any(one.get(option.name) for one in settings)
+        name.replace("_", " ")
+        for name, option in _options(run, settings).items()
+        if option.metadata.get("augments") and any(one.get(name) for one in settings.values())
     ]
+
+
+def _options(run: Run, members: Iterable[str]) -> dict[str, dataclasses.Field[Any]]:
+    """Options of the torch heads of these members by name, those of all of them first."""
+    heads = [get_head_class(run.recipe.members[name].head) for name in members]
+    kinds = [TrainingOptions, *(head for head in heads if head.is_torch)]
+    return {option.name: option for kind in kinds for option in dataclasses.fields(kind)}
 
 
 def _hierarchy(run: Run) -> list[str]:
@@ -293,9 +300,9 @@ def _hierarchy(run: Run) -> list[str]:
     found: list[str] = []
     heads = dict.fromkeys(recipe.members[name].head for name in settings)
     found += filter(None, dict.fromkeys(get_head_class(head).uses_families for head in heads))
-    for option in dataclasses.fields(TrainingOptions):
+    for name, option in _options(run, settings).items():
         words = option.metadata.get("uses_families")
-        if words and any(one.get(option.name) for one in settings.values()):
+        if words and any(one.get(name) for one in settings.values()):
             found.append(words)
     if CALIBRATIONS[recipe.calibrate].uses_families:
         found.append(CALIBRATIONS[recipe.calibrate].uses_families)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bsdkit.dataset import Clips
 from bsdkit.errors import CorruptStore, StoreError
-from bsdkit.heads.registry import get_head_class, head_parameters
+from bsdkit.heads.registry import get_head_class, key_settings
 from bsdkit.members.member import MemberModel, MemberResult
 from bsdkit.members.plan import MemberPlan
 from bsdkit.recipe.teaching import Distillation, ExtraPlan
@@ -67,7 +67,7 @@ def member_key(
     facts = {
         "head": plan.head,
         # a default that a recipe spells out is the same setting
-        "settings": {**head_parameters(plan.head), **plan.settings},
+        "settings": key_settings(plan.head, plan.settings),
         "seeds": plan.used_seeds,
         "validation": plan.validation if plan.uses_validation else 0,
         "confidence": [plan.confidence, plan.min_confidence, clips.confidence.tolist()]
