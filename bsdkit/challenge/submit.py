@@ -290,7 +290,7 @@ def _augmentations(run: Run) -> list[str]:
 def _options(run: Run, members: Iterable[str]) -> dict[str, dataclasses.Field[Any]]:
     """Options of the torch heads of these members by name, those of all of them first."""
     heads = [get_head_class(run.recipe.members[name].head) for name in members]
-    kinds = [TrainingOptions, *(head for head in heads if head.is_torch)]
+    kinds: list[Any] = [TrainingOptions, *(head for head in heads if head.is_torch)]
     return {option.name: option for kind in kinds for option in dataclasses.fields(kind)}
 
 
@@ -316,7 +316,11 @@ def _hierarchy(run: Run) -> list[str]:
 def _steps(run: Run) -> str:
     """The steps after the members, in words."""
     recipe = run.recipe
-    steps = [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
+    shifted = [
+        name for name in with_inputs(run, run.counting) if recipe.members[name].logit_adjustment
+    ]
+    steps = [f"logit adjustment of {', '.join(shifted)}"] * bool(shifted)
+    steps += [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
     steps.append(f"mean of {recipe.ensemble.space}, {METHODS[recipe.ensemble.method].label}")
     if recipe.rerank is not None:
         steps.append(f"LightGBM reranker of the first classes ({recipe.rerank.objective})")

@@ -47,6 +47,7 @@ class MemberPlan:
         distillation: teachers of the development clips, if any.
         extra: clips of another store, if any.
         probabilities: members whose class probabilities are inputs too, after the features.
+        logit_adjustment: tau of `bsdkit.members.weights.adjusted`; 0 for none.
     """
 
     name: str
@@ -60,6 +61,7 @@ class MemberPlan:
     distillation: Distillation | None = None
     extra: ExtraPlan | None = None
     probabilities: tuple[str, ...] = ()
+    logit_adjustment: float = 0.0
 
     @property
     def is_imported(self) -> bool:

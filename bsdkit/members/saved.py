@@ -87,6 +87,8 @@ def member_key(
         "code": [TRAINING_VERSION, get_head_class(plan.head).version],
         "versions": versions,
     }
+    if plan.logit_adjustment:  # where there is none, a key is that of earlier versions
+        facts["logit_adjustment"] = float(plan.logit_adjustment)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -116,10 +118,7 @@ def save_member(folder: Path, result: MemberResult) -> None:
             for name, array in m.state.items()
         }
         save_file(tensors, temporary / "weights.safetensors")
-        models: list[dict[str, Any]] = [
-            {"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist(), **m.history}
-            for m in result.models
-        ]
+        models: list[dict[str, Any]] = [{**_described(m), **m.history} for m in result.models]
         described = {"models": models, "faults": list(result.faults)}
         (temporary / "models.json").write_text(json.dumps(described, indent=1) + "\n")
         with atomic_h5(temporary / "oof.h5") as file:
@@ -131,6 +130,14 @@ def save_member(folder: Path, result: MemberResult) -> None:
                 raise StoreError(f"cannot write {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _described(model: MemberModel) -> dict[str, Any]:
+    """What a model's entry says beside its history."""
+    entry = {"fold": model.fold, "seed": model.seed, "classes": model.classes.tolist()}
+    if model.train_counts is not None:
+        entry["train_counts"] = model.train_counts.tolist()
+    return entry
 
 
 def load_member(folder: Path) -> MemberResult:
@@ -171,7 +178,7 @@ def copy_models(source: Path, target: Path, fold: int) -> None:
     }
     target.mkdir(parents=True)
     save_file(tensors, target / "weights.safetensors")
-    described = [{"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist()} for m in models]
+    described = [_described(m) for m in models]
     (target / "models.json").write_text(json.dumps({"models": described, "faults": []}) + "\n")
 
 
@@ -189,9 +196,11 @@ def _load_models(folder: Path) -> tuple[tuple[MemberModel, ...], tuple[str, ...]
     for entry in described["models"]:
         prefix = f"fold{entry['fold']}.seed{entry['seed']}."
         state = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
-        history = {k: v for k, v in entry.items() if k not in ("fold", "seed", "classes")}
+        known = ("fold", "seed", "classes", "train_counts")
+        history = {k: v for k, v in entry.items() if k not in known}
         classes = np.array(entry["classes"], np.int64)
-        models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history))
+        counts = np.array(entry["train_counts"], np.int64) if "train_counts" in entry else None
+        models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history, counts))
     return tuple(models), tuple(described["faults"])
 
 

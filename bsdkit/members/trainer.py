@@ -54,6 +54,7 @@ def member_plan(name: str, recipe: Recipe) -> MemberPlan:
         distillation=member.distill,
         extra=member.extra,
         probabilities=tuple(member.probabilities),
+        logit_adjustment=member.logit_adjustment,
     )
 
 

@@ -86,6 +86,7 @@ class MemberRecipe(BaseModel):
     distill: Distillation | None = None
     extra: ExtraPlan | None = None
     probabilities: OneOrMany = []
+    logit_adjustment: float = Field(0.0, ge=-4, le=4)
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,8 @@ def as_output(output: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, to
     A network returns logits [batch, n_classes], or a mapping with ``logits`` and any of
     ``embedding`` [batch, width], the last hidden layer, for the contrastive loss; ``cosine``
     [batch, n_classes] to the class directions, for ArcFace; ``penalty``, a scalar that is
-    added to the loss.
+    added to the loss; ``class_penalty`` [batch, n_classes], of which a row adds that of its
+    class.
     """
     return {"logits": output} if isinstance(output, torch.Tensor) else dict(output)
 
@@ -122,6 +123,9 @@ class Losses:
             loss = loss + self._arc[:n] * self._angular(output["cosine"], y, weight, total)
         if "penalty" in output:
             loss = loss + output["penalty"]
+        if "class_penalty" in output:
+            own = output["class_penalty"].gather(-1, y.unsqueeze(-1)).squeeze(-1)
+            loss = loss + (own * weight).sum(1) / total
         return loss
 
     def _expected_hf(self, p: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
