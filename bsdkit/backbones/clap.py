@@ -14,8 +14,8 @@ LAION's own code crops clips over ten seconds at random, so no two of its embedd
 Here `Clap` cuts them into windows of ten seconds and averages the projections, and
 `ClapFusion` fixes the crops. Either way a clip that is shorter is repeated as often as it
 fits, and the clip's vector is scaled to length 1. ``audio_raw`` and ``text_raw``, which are made
-when they are asked for by name, are the same vectors before that: their length tells the CP-JKU
-submission to DCASE 2026 Task 1 something, which takes them unnormalised (report, section 3).
+when they are asked for by name, are the same vectors before that, as the CP-JKU submission to
+DCASE 2026 Task 1 takes them (report, section 3).
 """
 
 from __future__ import annotations
