@@ -16,7 +16,9 @@ IMPORTED = "imported"
 
 
 def as_number(value: Any) -> Any:
-    """A number that YAML 1.1 reads as a word, such as 1e-3; anything else as it is."""
+    """A number that YAML 1.1 reads as a word, such as 1e-3, also in a list; all else as it is."""
+    if isinstance(value, list):
+        return [as_number(part) for part in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
     return value

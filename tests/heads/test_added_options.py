@@ -23,7 +23,7 @@ FAMILIES = (0, 1, 0, 2, 1, 0)
 
 def norm(a: np.ndarray) -> np.ndarray:
     centred = a - a.mean(axis=1, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5)
+    return np.asarray(centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5))
 
 
 def problem(n: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -135,7 +135,8 @@ STEPS = {"swap": 3, "drop": 2, "add": 2, "move": 3}
 @pytest.mark.parametrize("on", [*STEPS, "all"])
 def test_the_prior_is_disturbed_step_by_step(on: str) -> None:
     steps = {k: n for k, n in STEPS.items() if on in (k, "all")}
-    head = make("prior_mix", (5, 6), **{f"prior_{k}": 0.6 for k in steps}, prior_move_share=0.3)
+    options: dict[str, Any] = {f"prior_{k}": 0.6 for k in steps}
+    head = make("prior_mix", (5, 6), prior_move_share=0.3, **options)
     X, _ = problem(200)
     X[0, 5:], X[1, 5:], X[2, 5:] = 0, np.eye(6)[2], [0.5, 0.5, 0, 0, 0, 0]
     rng = np.random.default_rng(1)
@@ -245,7 +246,8 @@ def test_a_replica_is_the_same_alone(name: str, settings: dict[str, Any]) -> Non
 
 def test_variants_of_the_disturbance_share_a_stack() -> None:
     X, y = problem()
-    heads = [make("prior_mix", (5, 6), **s) for s in ({}, {"prior_swap": 0.5}, {"prior_add": 0.5})]
+    options: list[dict[str, Any]] = [{}, {"prior_swap": 0.5}, {"prior_add": 0.5}]
+    heads = [make("prior_mix", (5, 6), **option) for option in options]
     assert len({head.stack_key() for head in heads}) == 1
     data = TrainingData(heads[0].prepare(X), y, 6)
     rows = np.arange(len(X))
