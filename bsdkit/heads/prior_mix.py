@@ -103,12 +103,12 @@ class PriorMixHead(TorchHead):
     Linear to `hidden`, GELU, dropout, Linear. A row of zeros, the mark of an LLM's answer that
     could not be read, gives m = 0. By default m is as wide as h, and the hidden layer and both
     dropout rates are those of their published code. The report's f has two layers (equation 4),
-    as has their code at the time of the submission (commit 81c7b5e): dropout, Linear from 2D to
+    as has their code of 15 June 2026 (commit 81c7b5e): dropout, Linear from 2D to
     2D, GELU, dropout, Linear to D, dropout, Linear, with D the width of h: `fusion_hidden` 2D,
     `hidden` D.
 
-    The four `prior_` options disturb q in training, row by row and in this order, as the code of
-    that time can (commit c2c3297; off by default there too). Afterwards q is scaled to the sum
+    The four `prior_` options disturb q in training, row by row and in this order, as that code
+    can (since commit c2c3297; off by default there too). Afterwards q is scaled to the sum
     that it had. A class counts as named where its probability is above 0; a row of zeros stays.
 
     q may have any width, usually one column a class in the taxonomy's order. It is taken as it
