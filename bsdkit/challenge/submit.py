@@ -236,7 +236,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
             continue
         count = sum(parameters_of(a) for model in run.models(name) for a in model.state.values())
         members.append(Member(name, member.head, tuple(member.features), count, weight))
-    extra = {m.extra.store for m in recipe.members.values() if m.extra is not None}
+    extra = {e.store for m in recipe.members.values() for e in m.extra}
     ensemble = protocol["ensemble"]
     return System(
         label=label,
