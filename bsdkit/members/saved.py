@@ -35,6 +35,11 @@ __all__ = [
 ]
 
 
+_NEW_SETTINGS = frozenset({"child_weight"})
+_NEW_EXTRA = frozenset({"labels_map", "targets", "hard", "hard_at_least", "subset_seed"})
+"""Options that are younger than keys: at their defaults they are no part of one, so that members
+that were trained before they existed are found."""
+
 TRAINING_VERSION = 1
 """Of what training gives. It rises with every change of `bsdkit.members`, of the training stack, of
 `bsdkit.metrics` or `bsdkit.splits` that moves a member's probabilities; golden scores show such a
@@ -67,7 +72,7 @@ def member_key(
     facts = {
         "head": plan.head,
         # a default that a recipe spells out is the same setting
-        "settings": {**head_parameters(plan.head), **plan.settings},
+        "settings": _settings(plan),
         "seeds": plan.used_seeds,
         "validation": plan.validation if plan.uses_validation else 0,
         "confidence": [plan.confidence, plan.min_confidence, clips.confidence.tolist()]
@@ -75,7 +80,7 @@ def member_key(
         else None,
         # teachers are known by what they learned from (context), not by their names
         "distillation": plan.distillation and _fields(plan.distillation),
-        "extra": plan.extra and {**_fields(plan.extra), "share": plan.extra.shares},
+        "extra": _extra(plan.extra),
         "context": list(context),
         "folds": None if folds is None else list(folds),
         "features": feature_checksums,
@@ -88,6 +93,22 @@ def member_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _settings(plan: MemberPlan) -> dict[str, Any]:
+    defaults = head_parameters(plan.head)
+    said = {**defaults, **plan.settings}
+    return {k: v for k, v in said.items() if k not in _NEW_SETTINGS or v != defaults[k]}
+
+
+def _extra(plans: Sequence[ExtraPlan]) -> Any:
+    """What plans say of extra clips; the contents of a map of labels are part of the context."""
+    found = []
+    for plan in plans:
+        said = {**_fields(plan), "share": plan.shares, "labels_map": None}
+        plain = {field.name: field.default for field in dataclasses.fields(ExtraPlan)}
+        found.append({k: v for k, v in said.items() if k not in _NEW_EXTRA or v != plain[k]})
+    return found if len(found) > 1 else found[0] if found else None
 
 
 def _fields(plan: Distillation | ExtraPlan) -> dict[str, Any]:

@@ -31,8 +31,9 @@ _POSITIVE = (
     "learning_rate", "step_factor", "contrastive_temperature", "arcface_scale",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "parent_weight",
-    "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix", "noise", "passes",
+    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "child_weight",
+    "parent_weight", "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix",
+    "noise", "passes",
 )  # fmt: skip
 _BELOW_ONE = ("average_decay", "label_smoothing", "modality_dropout")
 _UP_TO_ONE = ("hf_weight", "mixup_share", "mask", "same_class_swap")
@@ -73,6 +74,8 @@ class TrainingOptions:
         class_weight: ``none``, ``balanced``, ``inverse_sqrt``, ``effective`` (Cui et al., CVPR
             2019), from the counts of the fitting rows.
         class_weight_beta: of ``effective``.
+        child_weight: weight of the cross-entropy between classes; 0 for a stage that learns the
+            families alone, by `parent_weight`.
         parent_weight: weight of the cross-entropy between families, a family's probability
             being the sum of its classes'.
         hf_weight: share of the loss that is 1 - hF_strict of the batch, with the probabilities
@@ -119,6 +122,7 @@ class TrainingOptions:
     smoothing: str = "classes"
     class_weight: str = "none"
     class_weight_beta: float = 0.999
+    child_weight: float = 1.0
     parent_weight: float = _off(uses_families="a loss term of the family")
     hf_weight: float = _off(uses_families="an expected-hF loss term")
     contrastive_weight: float = 0.0
@@ -171,6 +175,9 @@ class TrainingOptions:
                     raise HeadError(f"{name} is {value!r}, expected {expected}")
         if self.mixup and self.cutmix:
             raise HeadError("mixup and cutmix are both on; a batch is mixed in one way")
+        others = ("parent_weight", "hf_weight", "contrastive_weight", "arcface_weight")
+        if not self.child_weight and not any(getattr(self, name) for name in others):
+            raise HeadError("child_weight is 0 and no other loss is on; write parent_weight: 1.0")
         if self.warmup_epochs >= self.epochs:
             raise HeadError(
                 f"warmup_epochs is {self.warmup_epochs!r} of {self.epochs} epochs, expected fewer"
