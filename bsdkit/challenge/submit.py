@@ -236,7 +236,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
             continue
         count = sum(parameters_of(a) for model in run.models(name) for a in model.state.values())
         members.append(Member(name, member.head, tuple(member.features), count, weight))
-    extra = {m.extra.store for m in recipe.members.values() if m.extra is not None}
+    extra = {e.store for m in recipe.members.values() for e in m.extra}
     ensemble = protocol["ensemble"]
     return System(
         label=label,
@@ -300,10 +300,14 @@ def _hierarchy(run: Run) -> list[str]:
     found: list[str] = []
     heads = dict.fromkeys(recipe.members[name].head for name in settings)
     found += filter(None, dict.fromkeys(get_head_class(head).uses_families for head in heads))
+    extra = [plan for name in settings for plan in recipe.members[name].extra]
+    stages = [*settings.values(), *(plan.pretrain for plan in extra)]
     for name, option in _options(run, settings).items():
         words = option.metadata.get("uses_families")
-        if words and any(one.get(name) for one in settings.values()):
+        if words and any(one.get(name) for one in stages):
             found.append(words)
+    if any(plan.targets == "family" for plan in extra):
+        found.append("extra clips that teach their family alone")
     if CALIBRATIONS[recipe.calibrate].uses_families:
         found.append(CALIBRATIONS[recipe.calibrate].uses_families)
     if recipe.rerank is not None:

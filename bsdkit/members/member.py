@@ -24,7 +24,7 @@ from bsdkit.members.fitting import (
     run_together,
 )
 from bsdkit.members.jobs import FittedModel
-from bsdkit.members.plan import ExtraClips, Features, Inputs, MemberPlan, Task
+from bsdkit.members.plan import ExtraClips, ExtraKey, Features, Inputs, MemberPlan, Task
 from bsdkit.members.teachers import TeacherTargets
 from bsdkit.members.weights import adjusted
 from bsdkit.taxonomy import Taxonomy
@@ -90,7 +90,7 @@ def train_members(
     inputs: Mapping[Features, Inputs],
     task: Task,
     *,
-    extras: Mapping[tuple[str, Features], ExtraClips] | None = None,
+    extras: Mapping[ExtraKey, ExtraClips] | None = None,
     opinions: Mapping[str, TeacherTargets] | None = None,
     folds: Sequence[int] | None = None,
 ) -> dict[str, MemberResult]:
@@ -102,7 +102,7 @@ def train_members(
         plans: the members; their names differ.
         inputs: features of all clips, by the names of the features.
         task: labels, folds and classes.
-        extras: extra clips by store and features, for members that use some.
+        extras: extra clips by store, map of labels and features, for members that use some.
         opinions: what teachers say, for members that have some.
         folds: which folds to train for; None for all.
 
@@ -112,7 +112,7 @@ def train_members(
     """
     which = list(range(task.split.n_folds)) if folds is None else list(folds)
     said = opinions or {}
-    plain = [p for p in plans if not p.teachers and p.extra is None]
+    plain = [p for p in plans if not p.teachers and not p.extra]
     rows = {p.name: rows_of_folds(p, inputs[p.features], task, which) for p in plain}
     steps: list[Steps] = [fit_plain(plain, inputs, task, rows)]
     for plan in plans:
@@ -120,7 +120,7 @@ def train_members(
         if plan.probabilities:
             steps.append(fit_on_probabilities(plan, own, task, which, said[plan.name]))
         elif plan not in plain:
-            extra = (extras or {})[plan.extra.store, plan.features] if plan.extra else None
+            extra = [(extras or {})[plan.extra_key(one)] for one in plan.extra]
             heard = said.get(plan.name, TeacherTargets())
             steps.append(fit_with_teachers(plan, own, task, which, extra, heard))
     found: dict[str, MemberResult] = {}

@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+_NEW_EXTRA = frozenset({"labels_map", "targets", "hard", "hard_at_least", "subset_seed"})
+"""Options of extra clips that are younger than keys: at their defaults they are no part of one, so
+that members that were trained before they existed are found. Those of heads: see `added`."""
+
 TRAINING_VERSION = 1
 """Of what training gives. It rises with every change of `bsdkit.members`, of the training stack, of
 `bsdkit.metrics` or `bsdkit.splits` that moves a member's probabilities; golden scores show such a
@@ -75,7 +79,7 @@ def member_key(
         else None,
         # teachers are known by what they learned from (context), not by their names
         "distillation": plan.distillation and _fields(plan.distillation),
-        "extra": plan.extra and {**_fields(plan.extra), "share": plan.extra.shares},
+        "extra": _extra(plan.extra),
         "context": list(context),
         "folds": None if folds is None else list(folds),
         "features": feature_checksums,
@@ -90,6 +94,16 @@ def member_key(
     if plan.logit_adjustment:  # where there is none, a key is that of earlier versions
         facts["logit_adjustment"] = float(plan.logit_adjustment)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _extra(plans: Sequence[ExtraPlan]) -> Any:
+    """What plans say of extra clips; the contents of a map of labels are part of the context."""
+    found = []
+    for plan in plans:
+        said = {**_fields(plan), "share": plan.shares, "labels_map": None}
+        plain = {field.name: field.default for field in dataclasses.fields(ExtraPlan)}
+        found.append({k: v for k, v in said.items() if k not in _NEW_EXTRA or v != plain[k]})
+    return found if len(found) > 1 else found[0] if found else None
 
 
 def _fields(plan: Distillation | ExtraPlan) -> dict[str, Any]:

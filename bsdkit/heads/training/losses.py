@@ -62,6 +62,7 @@ class Losses:
         self._options = list(options)
         gamma = [o.focal_gamma if o.loss == "focal" else 0.0 for o in options]
         self._gamma = torch.tensor(gamma, device=self._device)
+        self._child = each("child_weight")
         self._parent, self._hf = each("parent_weight"), each("hf_weight")
         self._contrast = each("contrastive_weight")
         self._temperature = each("contrastive_temperature")
@@ -71,6 +72,7 @@ class Losses:
         self._scale = each("arcface_scale")
         self._is_on = {
             "focal": any(gamma),
+            "child": any(o.child_weight != 1 for o in options),
             "parent": any(o.parent_weight for o in options),
             "hf": any(o.hf_weight for o in options),
             "contrast": any(o.contrastive_weight for o in options),
@@ -110,6 +112,8 @@ class Losses:
         if self._is_on["focal"]:
             terms = terms * (1 - p).clamp_min(_TINY) ** self._gamma[:n, None, None]
         loss = -(terms.sum(-1) * weight).sum(1) / total
+        if self._is_on["child"]:
+            loss = self._child[:n] * loss
         if self._is_on["parent"]:
             family_p, family_t = p @ self._family_of, targets @ self._family_of
             parent = -(family_t * (family_p + _TINY).log()).sum(-1)

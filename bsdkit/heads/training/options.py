@@ -35,9 +35,9 @@ _POSITIVE = (
     "learning_rate", "step_factor", "contrastive_temperature", "arcface_scale",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "parent_weight",
-    "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix", "noise", "passes",
-    "view_noise",
+    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "child_weight",
+    "parent_weight", "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix",
+    "noise", "passes", "view_noise",
 )  # fmt: skip
 _BELOW_ONE = ("average_decay", "label_smoothing", "modality_dropout")
 _UP_TO_ONE = ("hf_weight", "mixup_share", "mask", "same_class_swap", "view_mask")
@@ -78,6 +78,8 @@ class TrainingOptions:
         class_weight: ``none``, ``balanced``, ``inverse_sqrt``, ``effective`` (Cui et al., CVPR
             2019), from the counts of the fitting rows.
         class_weight_beta: of ``effective``.
+        child_weight: weight of the cross-entropy between classes; 0 for a stage that learns the
+            families alone, by `parent_weight`.
         parent_weight: weight of the cross-entropy between families, a family's probability
             being the sum of its classes'.
         hf_weight: share of the loss that is 1 - hF_strict of the batch, with the probabilities
@@ -132,6 +134,7 @@ class TrainingOptions:
     smoothing: str = "classes"
     class_weight: str = "none"
     class_weight_beta: float = 0.999
+    child_weight: float = added(1.0)
     parent_weight: float = _off(uses_families="a loss term of the family")
     hf_weight: float = _off(uses_families="an expected-hF loss term")
     contrastive_weight: float = 0.0
@@ -200,6 +203,9 @@ class TrainingOptions:
         if (self.view_noise or self.view_mask) and not self.passes:
             name = "view_noise" if self.view_noise else "view_mask"
             raise HeadError(f"{name} is on and passes is 0; write passes: 5 to average five views")
+        others = ("parent_weight", "hf_weight", "contrastive_weight", "arcface_weight")
+        if not self.child_weight and not any(getattr(self, name) for name in others):
+            raise HeadError("child_weight is 0 and no other loss is on; write parent_weight: 1.0")
         if self.warmup_epochs >= self.epochs:
             raise HeadError(
                 f"warmup_epochs is {self.warmup_epochs!r} of {self.epochs} epochs, expected fewer"
