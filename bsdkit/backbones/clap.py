@@ -13,7 +13,9 @@ on HTK's scale without norm; mixed up, the numbers are off by 4 to 23 dB.
 LAION's own code crops clips over ten seconds at random, so no two of its embeddings agree.
 Here `Clap` cuts them into windows of ten seconds and averages the projections, and
 `ClapFusion` fixes the crops. Either way a clip that is shorter is repeated as often as it
-fits, and the clip's vector is scaled to length 1.
+fits, and the clip's vector is scaled to length 1. ``audio_raw`` and ``text_raw``, which are made
+when they are asked for by name, are the same vectors before that, as the CP-JKU submission to
+DCASE 2026 Task 1 takes them (report, section 3).
 """
 
 from __future__ import annotations
@@ -191,7 +193,13 @@ class Clap(CheckpointBackbone):
     made of one, or a folder saved by transformers.
     """
 
-    outputs: ClassVar[dict[str, Kind]] = {"audio": "audio", "text": "text"}
+    outputs: ClassVar[dict[str, Kind]] = {
+        "audio": "audio",
+        "text": "text",
+        "audio_raw": "audio",
+        "text_raw": "text",
+    }
+    extra_outputs = frozenset({"audio_raw", "text_raw"})
     card = ModelCard(
         summary="language-audio model",
         licence="CC0 code; weights without a statement",
@@ -254,7 +262,8 @@ class Clap(CheckpointBackbone):
     def load(self, device: str) -> None:
         """See `Backbone.load`; a tokenizer is needed only where text is wanted."""
         self.require()
-        tokenizer = self._find_tokenizer() if not self.wanted or "text" in self.wanted else None
+        needs_text = not self.wanted or not self.wanted.isdisjoint(("text", "text_raw"))
+        tokenizer = self._find_tokenizer() if needs_text else None
         sha256 = self.weights_sha256
         path = self._path
         try:
@@ -365,7 +374,7 @@ class Clap(CheckpointBackbone):
             version=1,
             layer="projection",
             pooling="mean of windows weighted by samples" if is_audio else "first token",
-            normalize="l2",
+            normalize="none" if output in self.extra_outputs else "l2",
             dtype=self.options.dtype,
             compute_dtype=self.options.precision,
             sample_rate=SAMPLE_RATE if is_audio else None,
@@ -395,13 +404,17 @@ class Clap(CheckpointBackbone):
         return mel, torch.zeros(len(audio), 1, dtype=torch.bool, device=audio.device)
 
     def embed(self, audio: FloatArray, valid: IntArray) -> dict[str, FloatArray]:
-        """See `Backbone.embed`. The projections are not scaled to length 1; the clip's mean is."""
+        """See `Backbone.embed`. The projections are not scaled to length 1; the clip's mean is.
+
+        So both outputs are the same array here, and their specs tell them apart.
+        """
         import torch
 
         with torch.inference_mode():
             waveform = quantise(torch.from_numpy(audio).to(self.device))
             mel, is_longer = self.front_end(waveform, [int(n) for n in valid])
-        return {"audio": self.project(mel, is_longer)}
+        projected = self.project(mel, is_longer)
+        return {"audio": projected, "audio_raw": projected}
 
     def project(self, mel: torch.Tensor, is_longer: torch.Tensor) -> FloatArray:
         """Projections [batch, dim] of log-mels, see `front_end`."""
@@ -428,7 +441,8 @@ class Clap(CheckpointBackbone):
             pooled = model.text_model(
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
             ).pooler_output
-            return {"text": model.text_projection(pooled).float().cpu().numpy()}
+            projected: FloatArray = model.text_projection(pooled).float().cpu().numpy()
+        return {"text": projected, "text_raw": projected}
 
 
 def _holds_tokenizer(folder: Path) -> bool:

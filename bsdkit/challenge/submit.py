@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,7 +236,7 @@ def describe_system(run: Run, label: str, about: About) -> System:
             continue
         count = sum(parameters_of(a) for model in run.models(name) for a in model.state.values())
         members.append(Member(name, member.head, tuple(member.features), count, weight))
-    extra = {m.extra.store for m in recipe.members.values() if m.extra is not None}
+    extra = {e.store for m in recipe.members.values() for e in m.extra}
     ensemble = protocol["ensemble"]
     return System(
         label=label,
@@ -279,12 +279,19 @@ def _settings(run: Run) -> dict[str, dict[str, Any]]:
 
 def _augmentations(run: Run) -> list[str]:
     """Options of members that change their training inputs, where they are on."""
-    settings = _settings(run).values()
+    settings = _settings(run)
     return [
-        option.name.replace("_", " ")
-        for option in dataclasses.fields(TrainingOptions)
-        if option.metadata.get("augments") and any(one.get(option.name) for one in settings)
+        name.replace("_", " ")
+        for name, option in _options(run, settings).items()
+        if option.metadata.get("augments") and any(one.get(name) for one in settings.values())
     ]
+
+
+def _options(run: Run, members: Iterable[str]) -> dict[str, dataclasses.Field[Any]]:
+    """Options of the torch heads of these members by name, those of all of them first."""
+    heads = [get_head_class(run.recipe.members[name].head) for name in members]
+    kinds: list[Any] = [TrainingOptions, *(head for head in heads if head.is_torch)]
+    return {option.name: option for kind in kinds for option in dataclasses.fields(kind)}
 
 
 def _hierarchy(run: Run) -> list[str]:
@@ -293,10 +300,14 @@ def _hierarchy(run: Run) -> list[str]:
     found: list[str] = []
     heads = dict.fromkeys(recipe.members[name].head for name in settings)
     found += filter(None, dict.fromkeys(get_head_class(head).uses_families for head in heads))
-    for option in dataclasses.fields(TrainingOptions):
+    extra = [plan for name in settings for plan in recipe.members[name].extra]
+    stages = [*settings.values(), *(plan.pretrain for plan in extra)]
+    for name, option in _options(run, settings).items():
         words = option.metadata.get("uses_families")
-        if words and any(one.get(option.name) for one in settings.values()):
+        if words and any(one.get(name) for one in stages):
             found.append(words)
+    if any(plan.targets == "family" for plan in extra):
+        found.append("extra clips that teach their family alone")
     if CALIBRATIONS[recipe.calibrate].uses_families:
         found.append(CALIBRATIONS[recipe.calibrate].uses_families)
     if recipe.rerank is not None:
@@ -309,7 +320,11 @@ def _hierarchy(run: Run) -> list[str]:
 def _steps(run: Run) -> str:
     """The steps after the members, in words."""
     recipe = run.recipe
-    steps = [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
+    shifted = [
+        name for name in with_inputs(run, run.counting) if recipe.members[name].logit_adjustment
+    ]
+    steps = [f"logit adjustment of {', '.join(shifted)}"] * bool(shifted)
+    steps += [f"{recipe.calibrate} calibration of each member"] * (recipe.calibrate != "none")
     steps.append(f"mean of {recipe.ensemble.space}, {METHODS[recipe.ensemble.method].label}")
     if recipe.rerank is not None:
         steps.append(f"LightGBM reranker of the first classes ({recipe.rerank.objective})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,6 @@ __all__ = [
     "kept_columns",
     "known",
     "n_known",
-    "plain_tags",
     "unread_columns",
 ]
 
@@ -161,19 +159,3 @@ def kept_columns(
         if place is not None:
             found.setdefault(name, place)
     return found
-
-
-def plain_tags(text: str) -> str:
-    """Tags separated by commas; a list as Python or JSON writes it becomes that.
-
-    Examples:
-        >>> plain_tags("['dog', 'bark']"), plain_tags("dog,bark")
-        ('dog,bark', 'dog,bark')
-    """
-    if text.startswith("[") and text.endswith("]"):
-        try:
-            values = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return text
-        return ",".join(str(value).strip() for value in values)
-    return text

@@ -17,7 +17,6 @@ from bsdkit.dataset.columns import (
     find_columns,
     kept_columns,
     known,
-    plain_tags,
     unread_columns,
 )
 from bsdkit.dataset.folders import AudioFinder, audio_folders, read_folder
@@ -109,12 +108,11 @@ class TableReader:
                 "id": clip,
                 "label": _position(tree, label, code, where),
                 "audio": audio,
-                "tags": plain_tags(self.get(fields, "tags")),
                 "kept": {name: known(fields[at]) for name, at in kept_at.items()},
             }
             for name in ("confidence", "duration"):
                 row[name] = _number(self.get(fields, name), name, where)
-            for name in ("uploader", "licence", "title", "description"):
+            for name in ("uploader", "licence", "title", "tags", "description"):
                 row[name] = self.get(fields, name)
             kept.append(row)
         if not kept:

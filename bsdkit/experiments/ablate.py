@@ -22,7 +22,7 @@ from bsdkit.members.plan import MemberPlan, Task
 from bsdkit.members.trainer import MemberTrainer, member_plan
 from bsdkit.metrics import Interval, Spread, bootstrap, spread
 from bsdkit.recipe.schema import Recipe
-from bsdkit.recipe.teaching import Distillation, ExtraPlan
+from bsdkit.recipe.teaching import Distillation
 from bsdkit.recipe.vary import changed
 from bsdkit.runs.scoring import class_shares, combine_members, member_system, objective_of
 from bsdkit.verdicts import System, compare_systems, judge
@@ -187,12 +187,13 @@ def _key(i: int, name: str) -> str:
 
 def _renamed(plan: MemberPlan, i: int) -> MemberPlan:
     """The plan under a name of its own among those of all variants, its teachers too."""
-    distillation, extra = plan.distillation, plan.extra
+    distillation = plan.distillation
     if isinstance(distillation, Distillation):
         teachers = tuple(_key(i, name) for name in distillation.teachers)
         distillation = replace(distillation, teachers=teachers)
-    if isinstance(extra, ExtraPlan):
-        extra = replace(extra, teachers=tuple(_key(i, name) for name in extra.teachers))
+    extra = tuple(
+        replace(one, teachers=tuple(_key(i, name) for name in one.teachers)) for one in plan.extra
+    )
     return replace(
         plan,
         name=_key(i, plan.name),

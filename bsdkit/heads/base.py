@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -12,9 +13,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-__all__ = ["Head"]
+__all__ = ["Head", "added"]
 
 FloatArray = npt.NDArray[np.floating]
+
+
+def added(default: Any, **metadata: Any) -> Any:
+    """A field of a head for an option that is younger than the keys of trained members.
+
+    At its default it is no part of a key, so that members trained before it are found again: at
+    that default it must change no number and draw none.
+    """
+    return dataclasses.field(default=default, metadata={"added": True, **metadata})
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

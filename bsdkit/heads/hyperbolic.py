@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bsdkit.errors import HeadError
+from bsdkit.heads.base import added
 from bsdkit.heads.registry import register
 from bsdkit.heads.torch_head import TorchHead
 
@@ -73,6 +74,7 @@ class PoincareClassifier(nn.Module):
         hierarchy_weight: of the penalty; 0 for no family prototypes.
         hierarchy_margin: of the penalty, in units of distance.
         with_cosine: whether cosines to class directions are wanted.
+        parent_distance: weight of a clip's distance to its family's prototype.
     """
 
     siblings: torch.Tensor
@@ -90,6 +92,7 @@ class PoincareClassifier(nn.Module):
         hierarchy_weight: float,
         hierarchy_margin: float,
         with_cosine: bool,
+        parent_distance: float = 0.0,
     ) -> None:
         super().__init__()
         self.radius, self.scale, self.with_cosine = radius, scale, with_cosine
@@ -104,8 +107,9 @@ class PoincareClassifier(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1))
         sizes = np.bincount(families)
         siblings = np.flatnonzero(sizes[families] > 1)
+        self.parent_distance = parent_distance if len(siblings) else 0.0
         self.has_hierarchy = hierarchy_weight > 0 and len(siblings) > 0
-        if self.has_hierarchy:
+        if self.has_hierarchy or self.parent_distance:
             # Only families of several classes have a prototype, and start near the origin.
             numbers = np.unique(families[siblings], return_inverse=True)[1]
             n_families = int(numbers.max()) + 1
@@ -118,8 +122,10 @@ class PoincareClassifier(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits [batch, n_classes] and tangent vectors [batch, dim] of [batch, n_features].
 
-        Beside them the penalty, where there is a hierarchy, and cosines [batch, n_classes] of
-        tangent vectors and class vectors, where they are wanted.
+        Beside them the penalty, where there is a hierarchy; ``class_penalty`` [batch, n_classes],
+        the weighted distance to the prototype of each class's family (0 for a class alone in
+        its family), where that is wanted; and cosines [batch, n_classes] of tangent vectors and
+        class vectors, where they are wanted.
         """
         tangent = self.tangent(x)
         class_vectors = clip_norm(self.class_vectors, self.radius)
@@ -132,6 +138,11 @@ class PoincareClassifier(nn.Module):
         }
         if self.has_hierarchy:
             output["penalty"] = self.hierarchy_weight * self._penalty(class_vectors, prototypes)
+        if self.parent_distance:
+            parents = exponential_map(clip_norm(self.family_vectors, self.radius))[self.families]
+            far = poincare_distance(points.unsqueeze(-2), parents)
+            into = nn.functional.one_hot(self.siblings, len(class_vectors)).to(far.dtype)
+            output["class_penalty"] = self.parent_distance * (far @ into)
         if self.with_cosine:
             directions = self.class_vectors / _length(self.class_vectors)
             output["cosine"] = (tangent / _length(tangent)) @ directions.mT
@@ -174,6 +185,10 @@ class HyperbolicHead(TorchHead):
         scale: what distances are multiplied by at the start; it is learned.
         hierarchy_weight: of the penalty; 0 for none.
         hierarchy_margin: of the penalty: how much nearer to the centre a family is to lie.
+        parent_distance: weight of the mean distance between a clip's point and its family's
+            prototype, for clips whose class has siblings; 0 for none. GISP@HEU (report, section
+            2.3) brings the representation of the family into hyperbolic space so that children
+            stay near their parent, and gives no formula; this one is ours.
     """
 
     hidden: int = 512
@@ -183,6 +198,7 @@ class HyperbolicHead(TorchHead):
     scale: float = 4.0
     hierarchy_weight: float = 0.1
     hierarchy_margin: float = 0.5
+    parent_distance: float = added(0.0, uses_families="a hyperbolic distance to the family")
 
     gives_embedding: ClassVar[bool] = True
     gives_cosine: ClassVar[bool] = True
@@ -196,6 +212,7 @@ class HyperbolicHead(TorchHead):
             ("scale", self.scale > 0, "more than 0"),
             ("hierarchy_weight", self.hierarchy_weight >= 0, "0 or more"),
             ("hierarchy_margin", self.hierarchy_margin >= 0, "0 or more"),
+            ("parent_distance", self.parent_distance >= 0, "0 or more"),
         ):
             if not is_right:
                 raise HeadError(f"{name} is {getattr(self, name)!r}, expected {expected}")
@@ -213,4 +230,5 @@ class HyperbolicHead(TorchHead):
             self.hierarchy_weight,
             self.hierarchy_margin,
             with_cosine=self.arcface_weight > 0,
+            parent_distance=self.parent_distance,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -17,7 +18,14 @@ from bsdkit.errors import HeadError, nearest
 if TYPE_CHECKING:
     from bsdkit.heads.base import Head
 
-__all__ = ["get_head_class", "head_classes", "head_parameters", "make_head", "register"]
+__all__ = [
+    "get_head_class",
+    "head_classes",
+    "head_parameters",
+    "key_settings",
+    "make_head",
+    "register",
+]
 
 ENTRY_POINT_GROUP = "bsdkit.heads"
 _INFRASTRUCTURE = {
@@ -84,6 +92,18 @@ def head_parameters(name: str) -> dict[str, Any]:
     signature = inspect.signature(get_head_class(name).__init__)
     hidden = {"self", "blocks", "families", "random_state"}
     return {k: p.default for k, p in signature.parameters.items() if k not in hidden}
+
+
+def key_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a member's key holds: these settings, and defaults for the rest.
+
+    An option that was added later (`bsdkit.heads.base.added`) is there where it is on.
+    """
+    cls, known = get_head_class(name), head_parameters(name)
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    later = {field.name for field in fields if field.metadata.get("added")}
+    given = {**known, **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}}
+    return {k: v for k, v in given.items() if k not in later or v != known[k]}
 
 
 def make_head(

@@ -26,6 +26,8 @@ __all__ = ["TorchHead"]
 
 IntArray = npt.NDArray[np.int64]
 
+_VIEWS = 0x76696577  # sets the stream of views apart from others of the same seed
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class TorchHead(TrainingOptions, Head):
@@ -92,6 +94,10 @@ class TorchHead(TrainingOptions, Head):
         n_inputs = len(self.blocks) if self.blocks is not None else 1
         if self.same_class_swap and not -n_inputs <= self.swap_input < n_inputs:
             raise HeadError(f"swap_input is {self.swap_input!r}; there are {n_inputs} inputs")
+        if self.block_dropout and len(self.block_dropout) != n_inputs:
+            raise HeadError(
+                f"block_dropout has {len(self.block_dropout)} numbers; there are {n_inputs} inputs"
+            )
         resolve_kinds(self.normalize, 1 if isinstance(self.normalize, str) else len(self.normalize))
 
     def stack_key(self) -> tuple[Any, ...]:
@@ -170,9 +176,25 @@ class TorchHead(TrainingOptions, Head):
                 return self._probabilities(own, x)
             module = as_stackable(own).eval()
             total = np.zeros((len(x), len(self.classes_)))
-            for _ in sample_subnetworks(module, x[:1], self.passes, self.random_state):
-                total += self._probabilities(module, x)
+            networks = sample_subnetworks(
+                module, x[:1], self.passes if self.pass_dropout else 0, self.random_state
+            )
+            # of its own, so that the sub-networks are the same with views and without
+            stream = np.random.default_rng([self.random_state, _VIEWS])
+            for _ in range(self.passes):
+                next(networks, None)
+                total += self._probabilities(module, self._view(x, stream))
             return total / self.passes
+
+    def _view(self, x: torch.Tensor, stream: np.random.Generator) -> torch.Tensor:
+        """Inputs [n, dim] with one draw of noise and masked dimensions for all rows."""
+        if self.view_noise:
+            x = x + self.view_noise * torch.from_numpy(stream.standard_normal(x.shape[1]))
+        if self.view_mask:
+            blocks, _ = self.inputs(x.shape[1])
+            kept = [stream.random(width) >= stream.random() * self.view_mask for width in blocks]
+            x = x * torch.from_numpy(np.concatenate(kept))
+        return x
 
     def _probabilities(self, module: nn.Module, x: torch.Tensor) -> npt.NDArray[np.float64]:
         logits = as_output(module(x))["logits"].double()

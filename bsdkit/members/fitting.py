@@ -7,6 +7,7 @@ ask for in the same round runs together, as one stack where shapes allow it.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +22,14 @@ from bsdkit.heads.torch_head import TorchHead
 from bsdkit.heads.training import Replica, TrainingData
 from bsdkit.members.jobs import FittedModel, HeadSpec, PlainUnit, StackUnit, run_units, stack_key
 from bsdkit.members.plan import ExtraClips, Features, Inputs, MemberPlan, Task
-from bsdkit.members.teachers import TeacherTargets, distilled_targets, extra_targets
+from bsdkit.members.teachers import (
+    ExtraTargets,
+    TeacherTargets,
+    distilled_targets,
+    extra_targets,
+)
 from bsdkit.members.weights import clip_weights, is_confident
+from bsdkit.recipe.teaching import ExtraPlan
 from bsdkit.splits import inner_validation
 from bsdkit.taxonomy import Taxonomy
 
@@ -187,7 +194,7 @@ def fit_on_probabilities(
     plan: MemberPlan, inputs: Inputs, task: Task, folds: Sequence[int], said: TeacherTargets
 ) -> Steps:
     """Fits a member with other members' probabilities among its inputs, which differ by fold."""
-    if plan.extra is not None or plan.distillation is not None:
+    if plan.extra or plan.distillation is not None:
         raise HeadError(
             f"member {plan.name!r} takes probabilities of other members, so it can have neither "
             "extra clips nor distill"
@@ -220,10 +227,10 @@ def fit_with_teachers(
     inputs: Inputs,
     task: Task,
     folds: Sequence[int],
-    extra: ExtraClips | None,
+    extra: Sequence[ExtraClips],
     said: TeacherTargets,
 ) -> Steps:
-    """Fits a member that learns from teachers or extra clips too."""
+    """Fits a member that learns from teachers or extra clips too, those of each store in turn."""
     if not plan.is_torch:
         raise HeadError(
             f"member {plan.name!r}: head {plan.head!r} cannot learn from soft targets or in "
@@ -241,7 +248,7 @@ def fit_with_teachers(
         soft, share, scale = distilled_targets(plan.distillation, said.clips)
         # extra clips keep their weight against the clean term alone
         weight = weight * np.where(share > 0, np.float32(scale), np.float32(1))
-    if extra is None:
+    if not extra:
         data = TrainingData(_prepared(spec, inputs), task.labels, n_classes, weight, soft, share)
         replicas = [
             Replica(row.fit, row.validation, _seed(seed, row.key), view=row.key)
@@ -249,62 +256,101 @@ def fit_with_teachers(
             for seed in plan.used_seeds
         ]
         return (yield from _fit_stack(plan, inputs, spec, data, replicas, rows, task))
-    assert plan.extra is not None
     held_out = [np.array([], np.int64)] * n_folds
     for row in rows:
         held_out[row.key] = np.concatenate([task.split.test(row.key), row.validation])
-    both = Inputs(
-        np.concatenate([inputs.X, extra.inputs.X]),
+    everything = Inputs(
+        np.concatenate([inputs.X, *(clips.inputs.X for clips in extra)]),
         inputs.blocks,
-        np.concatenate([inputs.is_present, extra.inputs.is_present]),
+        np.concatenate([inputs.is_present, *(clips.inputs.is_present for clips in extra)]),
     )
+    stores = list(zip(plan.extra, extra, said.extra or [None] * len(extra), strict=True))
     # the seeds differ in what they draw of the extra clips, so each has views of its own
     targets = [
-        extra_targets(plan, plan.extra, extra, task, held_out, said.extra, seed)
+        [
+            extra_targets(plan, use, clips, task, held_out, heard, seed, place)
+            for place, (use, clips, heard) in enumerate(stores)
+        ]
         for seed in plan.used_seeds
     ]
-    views = [(s, k) for s in range(len(targets)) for k in range(n_folds)]
+
+    def views(own: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+        """Of own clips [n_folds, n, ...] and extra ones, [n_seeds * n_folds, n + n_extra, ...]."""
+        return np.stack(
+            [
+                np.concatenate([own[k], *(getattr(store, name)[k] for store in of_seed)])
+                for of_seed in targets
+                for k in range(n_folds)
+            ]
+        )
+
     data = TrainingData(
-        _prepared(spec, both),
-        np.concatenate([task.labels, targets[0].labels]),
+        _prepared(spec, everything),
+        np.concatenate([task.labels, *(store.labels for store in targets[0])]),
         n_classes,
-        weight=np.stack([np.concatenate([weight[k], targets[s].weight[k]]) for s, k in views]),
-        soft=np.stack([np.concatenate([soft[k], targets[s].soft[k]]) for s, k in views]),
-        soft_share=np.stack(
-            [np.concatenate([share[k], targets[s].soft_share[k]]) for s, k in views]
-        ),
+        weight=views(weight, "weight"),
+        soft=views(soft, "soft"),
+        soft_share=views(share, "soft_share"),
     )
-    pretraining = replace(spec, settings={**spec.settings, **plan.extra.pretrain})
-    replicas, before = [], []
-    for row in rows:
-        for s, seed in enumerate(plan.used_seeds):
-            view = s * n_folds + row.key
-            used = n + np.flatnonzero(targets[s].weight[row.key] > 0)
-            blank = Replica(row.fit, row.validation, _seed(seed, row.key), view=view)
-            together = np.concatenate([row.fit, used])
-            n_all = len(row.fit) + int(targets[s].n_rows[row.key])
-            if plan.extra.stage == "before":
-                n_before = int(targets[s].n_rows[row.key])
-                steps = _constant_steps(plan, pretraining, len(used), n_before)
-                before.append(replace(blank, fit_rows=used, n_steps=steps))
-                replicas.append(blank)
-            else:
-                steps = _constant_steps(plan, spec, len(together), n_all)
-                replicas.append(replace(blank, fit_rows=together, n_steps=steps))
-    if before:
-        first = yield from _fit_stack(plan, inputs, pretraining, data, before, rows, task)
-        replicas = [
-            replace(replica, initial=_as_tensors(model))
-            for replica, (_, _, model) in zip(replicas, first[plan.name][0].fitted, strict=True)
-        ]
+    starts = np.cumsum([n, *(len(clips.labels) for clips in extra)])
+    first: list[dict[str, torch.Tensor] | None] = [None] * (len(rows) * len(targets))
+    *before, last = _stages(plan.extra)
+    for settings, places in before:
+        stage = replace(spec, settings={**spec.settings, **settings})
+        replicas = _replicas(plan, stage, rows, targets, places, starts, first, False)
+        found = yield from _fit_stack(plan, inputs, stage, data, replicas, rows, task)
+        first = [_as_tensors(model) for _, _, model in found[plan.name][0].fitted]
+    replicas = _replicas(plan, spec, rows, targets, last[1], starts, first, True)
     return (yield from _fit_stack(plan, inputs, spec, data, replicas, rows, task))
 
 
-def _constant_steps(plan: MemberPlan, spec: HeadSpec, n_used: int, n_all: int) -> int | None:
-    assert plan.extra is not None
-    if n_used == n_all or not plan.extra.constant_steps:
-        return None
-    return int(-(-n_all // spec.make().batch_size))
+def _stages(extra: Sequence[ExtraPlan]) -> list[tuple[Mapping[str, Any], list[int]]]:
+    """Settings and places of the stores of each stage; the last has the development clips too."""
+    before = [i for i, use in enumerate(extra) if use.stage == "before"]
+    grouped = itertools.groupby(before, key=lambda i: dict(extra[i].pretrain))
+    together = [i for i, use in enumerate(extra) if use.stage == "together"]
+    return [*((settings, list(places)) for settings, places in grouped), ({}, together)]
+
+
+def _replicas(
+    plan: MemberPlan,
+    spec: HeadSpec,
+    rows: Sequence[FoldRows],
+    targets: Sequence[Sequence[ExtraTargets]],
+    places: Sequence[int],
+    starts: IntArray,
+    initial: Sequence[dict[str, torch.Tensor] | None],
+    with_own: bool,
+) -> list[Replica]:
+    """One replica a fold and seed that trains on some stores, and on the fold's own rows or not.
+
+    Args:
+        plan: the member.
+        spec: its settings in this stage.
+        rows: of each fold.
+        targets: of each seed and store.
+        places: which stores.
+        starts: the first row of each store.
+        initial: what each replica starts from.
+        with_own: whether the development clips are trained on too.
+    """
+    found = []
+    n_folds = len(targets[0][0].n_rows)
+    each = itertools.product(rows, enumerate(plan.used_seeds))
+    for (row, (s, seed)), begin in zip(each, initial, strict=True):
+        own = row.fit if with_own else row.fit[:0]
+        used, n_all = [own], len(own)
+        for i in places:
+            used.append(starts[i] + np.flatnonzero(targets[s][i].weight[row.key] > 0))
+            repeated = plan.extra[i].constant_steps
+            n_all += int(targets[s][i].n_rows[row.key]) if repeated else len(used[-1])
+        fit = np.concatenate(used)
+        # fewer clips are gone through again, so that an epoch has as many steps as with all
+        n_steps = None if len(fit) == n_all else int(-(-n_all // spec.make().batch_size))
+        view = s * n_folds + row.key
+        key = _seed(seed, row.key)
+        found.append(Replica(fit, row.validation, key, view=view, initial=begin, n_steps=n_steps))
+    return found
 
 
 def _as_tensors(model: FittedModel) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from bsdkit.errors import HeadError
 from bsdkit.heads.registry import make_head
 from bsdkit.members.fitting import (
+    FoldRows,
     Part,
     Steps,
     families_of,
@@ -23,8 +24,9 @@ from bsdkit.members.fitting import (
     run_together,
 )
 from bsdkit.members.jobs import FittedModel
-from bsdkit.members.plan import ExtraClips, Features, Inputs, MemberPlan, Task
+from bsdkit.members.plan import ExtraClips, ExtraKey, Features, Inputs, MemberPlan, Task
 from bsdkit.members.teachers import TeacherTargets
+from bsdkit.members.weights import adjusted
 from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
@@ -50,6 +52,8 @@ class MemberModel:
         classes: class positions that its columns stand for.
         state: its arrays by name.
         history: best epoch, training losses and validation scores, where there are any.
+        train_counts: clips of each class [n_classes] that it trained on, where its
+            probabilities are adjusted by them.
     """
 
     fold: int
@@ -57,6 +61,7 @@ class MemberModel:
     classes: IntArray
     state: Mapping[str, npt.NDArray[Any]]
     history: Mapping[str, Any] = field(default_factory=dict)
+    train_counts: IntArray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def train_members(
     inputs: Mapping[Features, Inputs],
     task: Task,
     *,
-    extras: Mapping[tuple[str, Features], ExtraClips] | None = None,
+    extras: Mapping[ExtraKey, ExtraClips] | None = None,
     opinions: Mapping[str, TeacherTargets] | None = None,
     folds: Sequence[int] | None = None,
 ) -> dict[str, MemberResult]:
@@ -97,7 +102,7 @@ def train_members(
         plans: the members; their names differ.
         inputs: features of all clips, by the names of the features.
         task: labels, folds and classes.
-        extras: extra clips by store and features, for members that use some.
+        extras: extra clips by store, map of labels and features, for members that use some.
         opinions: what teachers say, for members that have some.
         folds: which folds to train for; None for all.
 
@@ -107,7 +112,7 @@ def train_members(
     """
     which = list(range(task.split.n_folds)) if folds is None else list(folds)
     said = opinions or {}
-    plain = [p for p in plans if not p.teachers and p.extra is None]
+    plain = [p for p in plans if not p.teachers and not p.extra]
     rows = {p.name: rows_of_folds(p, inputs[p.features], task, which) for p in plain}
     steps: list[Steps] = [fit_plain(plain, inputs, task, rows)]
     for plan in plans:
@@ -115,7 +120,7 @@ def train_members(
         if plan.probabilities:
             steps.append(fit_on_probabilities(plan, own, task, which, said[plan.name]))
         elif plan not in plain:
-            extra = (extras or {})[plan.extra.store, plan.features] if plan.extra else None
+            extra = [(extras or {})[plan.extra_key(one)] for one in plan.extra]
             heard = said.get(plan.name, TeacherTargets())
             steps.append(fit_with_teachers(plan, own, task, which, extra, heard))
     found: dict[str, MemberResult] = {}
@@ -152,13 +157,15 @@ def pair_probabilities(plan: MemberPlan, inputs: Inputs, task: Task) -> FloatArr
     fitted = run_together([steps], task)[0][plan.name][0].fitted
     said = np.full((split.n_folds, len(inputs.X), n_classes), np.nan)
     for i, (j, k) in enumerate(pairs):
-        models = [(m, s) for row, s, m in fitted if row.key == i and not m.fault]
+        models = [
+            _model(plan, task, row, s, m) for row, s, m in fitted if row.key == i and not m.fault
+        ]
         if not models:
             raise HeadError(f"member {plan.name!r} diverged without the folds {k} and {j}")
         for student, taught in ((k, split.test(j)), (j, split.test(k))):
             present = taught[inputs.is_present[taught]]
             if len(present):
-                total = [_predict(plan, m, s, inputs, present, task.taxonomy) for m, s in models]
+                total = [_predict(plan, m, inputs, present, task.taxonomy) for m in models]
                 said[student, present] = np.mean(total, axis=0)
     return said
 
@@ -178,7 +185,7 @@ def opinions_of(
         models = [m for m in result.models if m.fold == k]
         if not models:  # a fold that was not asked for
             continue
-        total = [_predict(plan, m, m.seed, extra.inputs, rows, task.taxonomy) for m in models]
+        total = [_predict(plan, m, extra.inputs, rows, task.taxonomy) for m in models]
         said[k, rows] = np.mean(total, axis=0)
     return said
 
@@ -195,7 +202,7 @@ def predict_member(
     if len(rows):
         total = np.zeros((len(rows), len(taxonomy)))
         for model in models:
-            total += _predict(plan, model, model.seed, inputs, rows, taxonomy)
+            total += _predict(plan, model, inputs, rows, taxonomy)
         result[rows] = total / len(models)
     return result
 
@@ -206,16 +213,25 @@ def _result(plan: MemberPlan, task: Task, parts: Sequence[Part]) -> MemberResult
     models, faults = [], []
     for part in parts:
         for row, seed, model in part.fitted:
-            models.append(MemberModel(row.key, seed, model.classes, model.state, model.history))
+            models.append(_model(plan, task, row, seed, model))
             if model.fault:
                 faults.append(f"fold {row.key}, seed {seed}: {model.fault}")
             elif len(row.test):
                 i = plan.used_seeds.index(seed)
                 probabilities[i, row.test] = _predict(
-                    plan, model, seed, part.inputs, row.test, task.taxonomy
+                    plan, models[-1], part.inputs, row.test, task.taxonomy
                 )
     faults += _abnormal(models)
     return MemberResult(probabilities, tuple(models), tuple(faults))
+
+
+def _model(
+    plan: MemberPlan, task: Task, row: FoldRows, seed: int, fitted: FittedModel
+) -> MemberModel:
+    counts = None
+    if plan.logit_adjustment:
+        counts = np.bincount(task.labels[row.fit], minlength=len(task.taxonomy))
+    return MemberModel(row.key, seed, fitted.classes, fitted.state, fitted.history, counts)
 
 
 def _abnormal(models: Sequence[MemberModel]) -> list[str]:
@@ -240,21 +256,26 @@ def _abnormal(models: Sequence[MemberModel]) -> list[str]:
 
 def _predict(
     plan: MemberPlan,
-    model: MemberModel | FittedModel,
-    seed: int,
+    model: MemberModel,
     inputs: Inputs,
     rows: IntArray,
     taxonomy: Taxonomy,
 ) -> FloatArray:
-    """Probabilities [n_rows, n_classes]; 0 for classes that the model never saw."""
+    """Probabilities [n_rows, n_classes], adjusted where the plan says so.
+
+    0 for classes that the model never saw.
+    """
     head = make_head(
         plan.head,
         plan.settings,
         blocks=inputs.blocks,
         families=families_of(taxonomy),
-        random_state=seed,
+        random_state=model.seed,
     )
     head.load_state(model.state, model.classes, inputs.X.shape[1])
     probabilities = np.zeros((len(rows), len(taxonomy)))
     probabilities[:, model.classes] = head.predict_proba(inputs.X[rows])
+    if plan.logit_adjustment:
+        assert model.train_counts is not None
+        return adjusted(probabilities, model.train_counts, plan.logit_adjustment)
     return probabilities

@@ -17,6 +17,7 @@ from bsdkit.taxonomy import Taxonomy
 
 __all__ = [
     "ExtraClips",
+    "ExtraKey",
     "Features",
     "Inputs",
     "MemberPlan",
@@ -27,6 +28,9 @@ IntArray = npt.NDArray[np.int64]
 
 Features = tuple[str, ...]
 """Names of the features that a member takes, in order."""
+
+ExtraKey = tuple[str, str | None, Features]
+"""Which extra clips: their store, the map of its labels if any, and features."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class MemberPlan:
             ``linear``, c / 5; ``shifted``, (c - 1) / 4; ``binary``, 1 from 3 on, else 0.3.
         min_confidence: training clips of less are left out; clips that are scored never are.
         distillation: teachers of the development clips, if any.
-        extra: clips of another store, if any.
+        extra: clips of other stores.
         probabilities: members whose class probabilities are inputs too, after the features.
+        logit_adjustment: tau of `bsdkit.members.weights.adjusted`; 0 for none.
     """
 
     name: str
@@ -58,8 +63,9 @@ class MemberPlan:
     confidence: str = "none"
     min_confidence: float = 0.0
     distillation: Distillation | None = None
-    extra: ExtraPlan | None = None
+    extra: tuple[ExtraPlan, ...] = ()
     probabilities: tuple[str, ...] = ()
+    logit_adjustment: float = 0.0
 
     @property
     def is_imported(self) -> bool:
@@ -87,8 +93,12 @@ class MemberPlan:
     def teachers(self) -> tuple[str, ...]:
         """Members that must be trained before it."""
         distilled = self.distillation.teachers if self.distillation else ()
-        of_extra = self.extra.teachers if self.extra else ()
+        of_extra = (name for plan in self.extra for name in plan.teachers)
         return tuple(dict.fromkeys((*distilled, *of_extra, *self.probabilities)))
+
+    def extra_key(self, extra: ExtraPlan) -> ExtraKey:
+        """Which extra clips a plan names, with this member's features."""
+        return extra.store, extra.labels_map, self.features
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bsdkit.dataset import Clips
 from bsdkit.errors import CorruptStore, StoreError
-from bsdkit.heads.registry import get_head_class, head_parameters
+from bsdkit.heads.registry import get_head_class, key_settings
 from bsdkit.members.member import MemberModel, MemberResult
 from bsdkit.members.plan import MemberPlan
 from bsdkit.recipe.teaching import Distillation, ExtraPlan
@@ -34,6 +34,10 @@ __all__ = [
     "save_pairs",
 ]
 
+
+_NEW_EXTRA = frozenset({"labels_map", "targets", "hard", "hard_at_least", "subset_seed"})
+"""Options of extra clips that are younger than keys: at their defaults they are no part of one, so
+that members that were trained before they existed are found. Those of heads: see `added`."""
 
 TRAINING_VERSION = 1
 """Of what training gives. It rises with every change of `bsdkit.members`, of the training stack, of
@@ -67,7 +71,7 @@ def member_key(
     facts = {
         "head": plan.head,
         # a default that a recipe spells out is the same setting
-        "settings": {**head_parameters(plan.head), **plan.settings},
+        "settings": key_settings(plan.head, plan.settings),
         "seeds": plan.used_seeds,
         "validation": plan.validation if plan.uses_validation else 0,
         "confidence": [plan.confidence, plan.min_confidence, clips.confidence.tolist()]
@@ -75,7 +79,7 @@ def member_key(
         else None,
         # teachers are known by what they learned from (context), not by their names
         "distillation": plan.distillation and _fields(plan.distillation),
-        "extra": plan.extra and {**_fields(plan.extra), "share": plan.extra.shares},
+        "extra": _extra(plan.extra),
         "context": list(context),
         "folds": None if folds is None else list(folds),
         "features": feature_checksums,
@@ -87,7 +91,19 @@ def member_key(
         "code": [TRAINING_VERSION, get_head_class(plan.head).version],
         "versions": versions,
     }
+    if plan.logit_adjustment:  # where there is none, a key is that of earlier versions
+        facts["logit_adjustment"] = float(plan.logit_adjustment)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _extra(plans: Sequence[ExtraPlan]) -> Any:
+    """What plans say of extra clips; the contents of a map of labels are part of the context."""
+    found = []
+    for plan in plans:
+        said = {**_fields(plan), "share": plan.shares, "labels_map": None}
+        plain = {field.name: field.default for field in dataclasses.fields(ExtraPlan)}
+        found.append({k: v for k, v in said.items() if k not in _NEW_EXTRA or v != plain[k]})
+    return found if len(found) > 1 else found[0] if found else None
 
 
 def _fields(plan: Distillation | ExtraPlan) -> dict[str, Any]:
@@ -116,10 +132,7 @@ def save_member(folder: Path, result: MemberResult) -> None:
             for name, array in m.state.items()
         }
         save_file(tensors, temporary / "weights.safetensors")
-        models: list[dict[str, Any]] = [
-            {"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist(), **m.history}
-            for m in result.models
-        ]
+        models: list[dict[str, Any]] = [{**_described(m), **m.history} for m in result.models]
         described = {"models": models, "faults": list(result.faults)}
         (temporary / "models.json").write_text(json.dumps(described, indent=1) + "\n")
         with atomic_h5(temporary / "oof.h5") as file:
@@ -131,6 +144,14 @@ def save_member(folder: Path, result: MemberResult) -> None:
                 raise StoreError(f"cannot write {folder}: {error.strerror}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _described(model: MemberModel) -> dict[str, Any]:
+    """What a model's entry says beside its history."""
+    entry = {"fold": model.fold, "seed": model.seed, "classes": model.classes.tolist()}
+    if model.train_counts is not None:
+        entry["train_counts"] = model.train_counts.tolist()
+    return entry
 
 
 def load_member(folder: Path) -> MemberResult:
@@ -171,7 +192,7 @@ def copy_models(source: Path, target: Path, fold: int) -> None:
     }
     target.mkdir(parents=True)
     save_file(tensors, target / "weights.safetensors")
-    described = [{"fold": m.fold, "seed": m.seed, "classes": m.classes.tolist()} for m in models]
+    described = [_described(m) for m in models]
     (target / "models.json").write_text(json.dumps({"models": described, "faults": []}) + "\n")
 
 
@@ -189,9 +210,11 @@ def _load_models(folder: Path) -> tuple[tuple[MemberModel, ...], tuple[str, ...]
     for entry in described["models"]:
         prefix = f"fold{entry['fold']}.seed{entry['seed']}."
         state = {n.removeprefix(prefix): a for n, a in tensors.items() if n.startswith(prefix)}
-        history = {k: v for k, v in entry.items() if k not in ("fold", "seed", "classes")}
+        known = ("fold", "seed", "classes", "train_counts")
+        history = {k: v for k, v in entry.items() if k not in known}
         classes = np.array(entry["classes"], np.int64)
-        models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history))
+        counts = np.array(entry["train_counts"], np.int64) if "train_counts" in entry else None
+        models.append(MemberModel(entry["fold"], entry["seed"], classes, state, history, counts))
     return tuple(models), tuple(described["faults"])
 
 

@@ -41,13 +41,14 @@ class TeacherTargets:
     Attributes:
         clips: probabilities [n_teachers, n_folds, n_clips, n_classes] of the development clips
             for the student of each fold; NaN where no model is ignorant of the clip.
-        extra: the same [n_teachers, n_folds, n_extra, n_classes] of the extra clips.
+        extra: the same [n_teachers, n_folds, n_extra, n_classes] of the extra clips of each
+            store; None for one without teachers.
         inputs: like `clips`, for the members whose probabilities are inputs; in the student's
             own fold they are those out of fold.
     """
 
     clips: FloatArray | None = None
-    extra: FloatArray | None = None
+    extra: tuple[FloatArray | None, ...] = ()
     inputs: FloatArray | None = None
 
 
@@ -103,6 +104,7 @@ def extra_targets(
     held_out: Sequence[IntArray],
     opinions: FloatArray | None,
     seed: int,
+    place: int = 0,
 ) -> ExtraTargets:
     """How the student of each fold uses each extra clip.
 
@@ -113,14 +115,16 @@ def extra_targets(
         task: the folds; with groups, extra clips of an uploader that a fold tests or validates
             on are left out there.
         held_out: rows [n_folds][...] that each fold tests or validates on.
-        opinions: see `TeacherTargets`; None without teachers.
+        opinions: see `TeacherTargets`, of this store; None without teachers.
         seed: of the random subset and of a drawn share.
+        place: of the store among those of the member.
 
     Raises:
         HeadError: no clip is left for some fold.
     """
     n, n_folds, n_classes = len(clips.labels), task.split.n_folds, len(task.taxonomy)
-    rng = np.random.default_rng([seed, 0x6E6F6973])
+    # stores of one member are drawn from apart
+    rng = np.random.default_rng([seed, 0x6E6F6973, *[place] * (place > 0)])
     usable = np.tile(clips.inputs.is_present & ~clips.is_copy, (n_folds, 1))
     for group_key, values in task.split.group_values:
         theirs = group_key.values(clips.table).astype(str)
@@ -129,6 +133,7 @@ def extra_targets(
             usable[k] &= ~np.isin(theirs, tested[tested != ""])
     soft = np.zeros((n_folds, n, n_classes), np.float32)
     share = np.zeros((n_folds, n), np.float32)
+    scale = np.ones((n_folds, n))
     sureness = np.ones((n_folds, n))
     has_label = clips.labels >= 0
     if plan.labels == "given":
@@ -149,6 +154,13 @@ def extra_targets(
             low, high = plan.shares
             share[:] = rng.uniform(low, high)
             share[:, ~has_label] = 1.0
+            if plan.hard:
+                soft, share, scale = _with_hard(plan, opinions, soft, share)
+    labels = np.where(has_label, clips.labels, 0)
+    if plan.targets == "family":
+        whole = (1 - share)[..., None] * np.eye(n_classes)[labels] + share[..., None] * soft
+        soft[:] = whole @ _within_families(task.taxonomy.family_of)
+        share[:] = 1.0
     n_rows = usable.sum(axis=1)
     for k in range(n_folds):
         if not len(held_out[k]):  # a fold that is not trained for
@@ -160,12 +172,41 @@ def extra_targets(
             )
         if plan.subset != "all" and plan.fraction < 1:
             rows = np.flatnonzero(usable[k])
-            key = rng.random(len(rows)) if plan.subset == "random" else -sureness[k, rows]
+            if plan.subset == "confident":
+                key = -sureness[k, rows]
+            elif plan.subset_seed is None:
+                key = rng.random(len(rows))
+            else:  # one order of all clips, whatever the fold and the seed
+                key = np.random.default_rng(plan.subset_seed).random(n)[rows]
             kept = rows[np.argsort(key, kind="stable")[: max(1, round(plan.fraction * len(rows)))]]
             usable[k] = np.isin(np.arange(n), kept)
-    weight = np.where(usable, plan.weight, 0.0).astype(np.float32)
-    labels = np.where(has_label, clips.labels, 0)
+    weight = np.where(usable, plan.weight * scale, 0.0).astype(np.float32)
     return ExtraTargets(labels, soft, share, weight, n_rows)
+
+
+def _with_hard(
+    plan: ExtraPlan, opinions: FloatArray, soft: Float32Array, share: Float32Array
+) -> tuple[Float32Array, Float32Array, FloatArray]:
+    """Soft targets, their share, and the scale [n_folds, n_extra] of the loss, with a hard term.
+
+    The target (1 - s) label + s q and h times the best class add up to (1 + h) times one target,
+    of which the teachers have (s + h) / (1 + h).
+    """
+    mean = mean_of_teachers(opinions, plan.temperature)
+    best = mean.argmax(axis=-1)
+    probability = np.take_along_axis(opinions.mean(axis=0), best[..., None], axis=-1)[..., 0]
+    hard = np.where(probability >= plan.hard_at_least, plan.hard, 0.0)
+    terms = share + hard
+    one_hot = np.eye(mean.shape[-1])[best]
+    both = share[..., None] * soft.astype(np.float64) + hard[..., None] * one_hot
+    both /= np.maximum(terms, _LEAST)[..., None]
+    return both.astype(np.float32), (terms / (1 + hard)).astype(np.float32), 1 + hard
+
+
+def _within_families(family_of: IntArray) -> FloatArray:
+    """A matrix [n_classes, n_classes] that spreads a family's share evenly over its classes."""
+    same = family_of[:, None] == family_of[None, :]
+    return np.asarray(same / same.sum(axis=1, keepdims=True))
 
 
 def training_waves(plans: Mapping[str, MemberPlan]) -> list[list[str]]:

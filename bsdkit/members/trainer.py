@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsdkit.errors import CorruptStore, HeadError, IncompleteStore, RecipeError
+from bsdkit.members.extras import class_positions, said_of_unknown
 from bsdkit.members.imported import (
     check_classes,
     check_folds,
@@ -27,10 +28,11 @@ from bsdkit.members.member import (
     pair_probabilities,
     train_members,
 )
-from bsdkit.members.plan import ExtraClips, Inputs, MemberPlan, Task
+from bsdkit.members.plan import ExtraClips, ExtraKey, Inputs, MemberPlan, Task
 from bsdkit.members.saved import load_member, load_pairs, member_key, save_member, save_pairs
 from bsdkit.members.teachers import TeacherTargets, training_waves
 from bsdkit.recipe.schema import Recipe
+from bsdkit.recipe.teaching import ExtraPlan
 from bsdkit.splits import Split, make_split
 from bsdkit.store.feature import FeatureInfo
 from bsdkit.store.kinds import kind_of
@@ -54,6 +56,7 @@ def member_plan(name: str, recipe: Recipe) -> MemberPlan:
         distillation=member.distill,
         extra=member.extra,
         probabilities=tuple(member.probabilities),
+        logit_adjustment=member.logit_adjustment,
     )
 
 
@@ -124,7 +127,7 @@ class MemberTrainer:
         self.n_trained = self.n_reused = 0
         self._inputs: dict[tuple[str, ...], Inputs] = {}
         self._new_pairs: set[Path] = set()
-        self._extras: dict[tuple[str, tuple[str, ...]], tuple[ExtraClips, str]] = {}
+        self._extras: dict[ExtraKey, tuple[ExtraClips, str]] = {}
 
     def task(self, protocol: str) -> Task:
         """Labels, folds and classes under one split.
@@ -312,21 +315,22 @@ class MemberTrainer:
                     f"member {plan.name!r} has the teacher {name!r}, which diverged: "
                     f"{results[name].faults[0]}"
                 )
-        clips = extra = None
+        clips = None
         if plan.distillation is not None:
             clips = np.stack([self._pairs(plans[t], task) for t in plan.distillation.teachers])
-        if plan.extra is not None and plan.extra.teachers:
-            said = []
-            for name in plan.extra.teachers:
-                their = self._extra(plan.extra.store, plans[name])[0]
-                said.append(opinions_of(plans[name], results[name], their, task))
-            extra = np.stack(said)
+        extra = []
+        for one in plan.extra:
+            said = [
+                opinions_of(plans[name], results[name], self._extra(one, plans[name])[0], task)
+                for name in one.teachers
+            ]
+            extra.append(np.stack(said) if said else None)
         inputs = None
         if plan.probabilities:
             inputs = np.stack(
                 [self._as_inputs(plans[t], results[t], task) for t in plan.probabilities]
             )
-        return TeacherTargets(clips, extra, inputs)
+        return TeacherTargets(clips, tuple(extra), inputs)
 
     def _as_inputs(
         self, plan: MemberPlan, result: MemberResult, task: Task
@@ -338,7 +342,7 @@ class MemberTrainer:
         return said
 
     def _pairs(self, plan: MemberPlan, task: Task) -> npt.NDArray[np.float64]:
-        if plan.teachers or plan.extra is not None:
+        if plan.teachers or plan.extra:
             raise HeadError(
                 f"member {plan.name!r} learns from members or extra clips itself, so it cannot "
                 "teach development clips or be an input"
@@ -362,9 +366,9 @@ class MemberTrainer:
         context = []
         if plan.distillation is not None:
             context += [f"clips {keys[name]}" for name in plan.distillation.teachers]
-        if plan.extra is not None:
-            context += [f"extra {keys[name]}" for name in plan.extra.teachers]
-            context.append(self._extra(plan.extra.store, plan)[1])
+        for one in plan.extra:
+            context += [f"extra {keys[name]}" for name in one.teachers]
+            context.append(self._extra(one, plan)[1])
         context += [f"input {keys[name]}" for name in plan.probabilities]
         return member_key(
             plan,
@@ -376,9 +380,9 @@ class MemberTrainer:
             folds=folds,
         )
 
-    def _extra(self, place: str, plan: MemberPlan) -> tuple[ExtraClips, str]:
+    def _extra(self, extra: ExtraPlan, plan: MemberPlan) -> tuple[ExtraClips, str]:
         """Clips of another store with a member's features, and a digest of them."""
-        known = (place, plan.features)
+        place, known = extra.store, plan.extra_key(extra)
         if known in self._extras:
             return self._extras[known]
         self.inputs(plan)
@@ -387,9 +391,9 @@ class MemberTrainer:
         features = store.features(list(plan.features), expect)
         _check_finite(features, store)
         own, other = self.store.clips, store.clips
-        position = {label: i for i, label in enumerate(own.taxonomy.labels)}
-        by_label = [position.get(label, -1) for label in other.taxonomy.labels]
-        labels = np.where(other.labels >= 0, np.array(by_label)[other.labels], -1)
+        labels, unknown = class_positions(other, own.taxonomy, extra.labels_map)
+        if unknown and known[:2] not in [key[:2] for key in self._extras]:  # said once
+            self._say(f"extra store {place}: {said_of_unknown(unknown)}; they are left unlabelled")
         sounds = set(own.sound.astype(str)) | set(own.sha256.astype(str))
         is_copy = np.isin(other.ids.astype(str), own.ids.astype(str))
         theirs = np.array(sorted(sounds - {""}), str)

@@ -1,4 +1,4 @@
-"""Weights of training clips from the confidence of their annotation."""
+"""Weights of training clips by confidence, and of classes by how often they were trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from bsdkit.errors import HeadError
 from bsdkit.members.plan import MemberPlan, Task
 
-__all__ = ["CONFIDENCE_WEIGHTS", "clip_weights", "is_confident"]
+__all__ = ["CONFIDENCE_WEIGHTS", "adjusted", "clip_weights", "is_confident"]
 
 CONFIDENCE_WEIGHTS = ("none", "linear", "shifted", "binary")
 
@@ -36,6 +36,25 @@ def is_confident(plan: MemberPlan, task: Task) -> npt.NDArray[np.bool_]:
         return np.ones(len(task.labels), bool)
     c = _confidence(plan, task)
     return np.asarray(np.isnan(c) | (c >= plan.min_confidence))
+
+
+def adjusted(
+    probabilities: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], tau: float
+) -> npt.NDArray[np.float64]:
+    """Probabilities [n, n_classes] divided by training shares to the power tau, normalised.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, section 4.1, as Lin's
+    submission to DCASE 2026 Task 1 uses it (tau 0.5): log p - tau log share. A class without
+    clips counts as half a clip, so that it has a share.
+
+    Args:
+        probabilities: of one model.
+        counts: clips of each class [n_classes] that this model trained on.
+        tau: how far; 1 is Bayes' rule for equally frequent classes.
+    """
+    shares = np.maximum(counts, 0.5) / counts.sum()
+    raised = probabilities * (shares / shares.max()) ** -tau
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True))
 
 
 def _confidence(plan: MemberPlan, task: Task) -> npt.NDArray[np.float64]:

@@ -165,6 +165,12 @@ def _member(
     if "imported" in mapped:
         mapped["imported"] = new(names.feature, mapped["imported"])
     extra = mapped.get("extra")
-    if isinstance(extra, dict) and "store" in extra:
-        mapped["extra"] = {**extra, "store": new(names.store, extra["store"])}
+    several = [
+        {**one, "store": new(names.store, one["store"])}
+        if isinstance(one, dict) and "store" in one
+        else one
+        for one in (extra if isinstance(extra, list) else [extra])
+    ]
+    if "extra" in mapped:
+        mapped["extra"] = several if isinstance(extra, list) else several[0]
     return mapped

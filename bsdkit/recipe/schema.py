@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +13,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -27,8 +28,16 @@ from bsdkit.combine.rerank import RerankOptions
 from bsdkit.errors import HeadError, RecipeError, nearest
 from bsdkit.heads.registry import get_head_class, head_parameters, make_head
 from bsdkit.recipe.map import NameMap, apply_map
+from bsdkit.recipe.problems import first_problem
 from bsdkit.recipe.reading import read_including
-from bsdkit.recipe.teaching import IMPORTED, Distillation, ExtraPlan, as_number, one_or_many
+from bsdkit.recipe.teaching import (
+    IMPORTED,
+    Distillation,
+    ExtraPlan,
+    ExtraPlans,
+    as_number,
+    one_or_many,
+)
 from bsdkit.splits import OFFICIAL_SEED, check_protocol
 
 __all__ = [
@@ -85,8 +94,9 @@ class MemberRecipe(BaseModel):
     confidence: Literal["none", "linear", "shifted", "binary"] = "none"
     min_confidence: float = Field(0.0, ge=0, le=5)
     distill: Distillation | None = None
-    extra: ExtraPlan | None = None
+    extra: ExtraPlans = ()
     probabilities: OneOrMany = []
+    logit_adjustment: float = Field(0.0, ge=-4, le=4)
 
     @model_validator(mode="before")
     @classmethod
@@ -105,8 +115,19 @@ class MemberRecipe(BaseModel):
     @property
     def teachers(self) -> list[str]:
         """Members that must be trained before it."""
-        found = [*(self.distill.teachers if self.distill else [])]
-        return [*found, *(self.extra.teachers if self.extra else []), *self.probabilities]
+        return [*(t for _, plan in self.taught for t in plan.teachers), *self.probabilities]
+
+    @property
+    def taught(self) -> list[tuple[str, Distillation | ExtraPlan]]:
+        """Plans that may have teachers, each with the key that it stands under."""
+        own = [("distill", self.distill)] if self.distill else []
+        return [*own, *(("extra", plan) for plan in self.extra)]
+
+    @field_serializer("extra", mode="wrap")
+    def _as_written(self, value: Any, written: SerializerFunctionWrapHandler) -> Any:
+        """One store as a mapping alone, as recipes with one have always been written."""
+        said = written(value)
+        return said if len(said) > 1 else said[0] if said else None
 
     @model_validator(mode="after")
     def _imported_alone(self) -> MemberRecipe:
@@ -129,8 +150,8 @@ class MemberRecipe(BaseModel):
             HeadError: an unknown head, or a parameter out of range.
         """
         _check_settings(self.head, self.settings, set(type(self).model_fields))
-        pretraining = dict(self.extra.pretrain) if self.extra else {}
-        if pretraining:
+        stages = [dict(plan.pretrain) for plan in self.extra if plan.pretrain]
+        for pretraining in stages:
             from bsdkit.heads.training.options import TrainingOptions
 
             known = {option.name for option in dataclasses.fields(TrainingOptions)}
@@ -140,8 +161,8 @@ class MemberRecipe(BaseModel):
             _check_settings(self.head, pretraining, set())
         # widths are not known before a store is opened; everything else can be refused now
         widths = (1,) * (len(self.features) + len(self.probabilities))
-        for settings in (self.settings, {**self.settings, **pretraining}):
-            make_head(self.head, settings, blocks=widths).check()
+        for stage in ({}, *stages):
+            make_head(self.head, {**self.settings, **stage}, blocks=widths).check()
 
 
 class TuneRecipe(BaseModel):
@@ -289,10 +310,7 @@ class Recipe(BaseModel):
                 raise ValueError(f"members.{name} is named as its own teacher or input")
             for field in ("features", "probabilities"):
                 _check_once(f"members.{name}.{field}", getattr(member_recipe, field))
-            for block in ("distill", "extra"):
-                taught = getattr(member_recipe, block)
-                if taught is None:
-                    continue
+            for block, taught in member_recipe.taught:
                 _check_once(f"members.{name}.{block}.teachers", taught.teachers)
             for teacher in member_recipe.teachers:
                 others = [other for other in self.members if other != name]
@@ -305,7 +323,7 @@ class Recipe(BaseModel):
                         f"members.{name} has the teacher {teacher!r}, which is imported; teaching "
                         "needs models trained without two folds, and those are elsewhere"
                     )
-            for teacher in member_recipe.extra.teachers if member_recipe.extra else []:
+            for teacher in (t for plan in member_recipe.extra for t in plan.teachers):
                 if self.members[teacher].probabilities:
                     raise ValueError(
                         f"members.{name} has the teacher {teacher!r}, whose inputs include "
@@ -350,8 +368,8 @@ class Recipe(BaseModel):
                 member.check_head()
             except ValueError as error:
                 raise ValueError(f"members.{name}: {error}") from None
-            for block in ("distill", "extra"):
-                if getattr(member, block) is not None and not get_head_class(member.head).is_torch:
+            for block, _ in member.taught:
+                if not get_head_class(member.head).is_torch:
                     raise ValueError(
                         f"members.{name} has {block}, which the head {member.head!r} cannot "
                         "learn from; those with a parameter epochs can (bsdkit heads)"
@@ -380,6 +398,17 @@ class Recipe(BaseModel):
             k: v for k, v in said.items() if v is not None or k not in ("rerank", "adjust", "test")
         }
         return str(yaml.safe_dump(said, sort_keys=False, width=100))
+
+
+_PARTS = {
+    "ensemble": EnsembleOptions,
+    "rerank": RerankOptions,
+    "adjust": AdjustOptions,
+    "extra": ExtraPlan,
+    "distill": Distillation,
+    "provenance": Provenance,
+    "tune": TuneRecipe,
+}
 
 
 def load_recipe(
@@ -428,43 +457,6 @@ def recipe_from(data: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: {_first_problem(error, data)}") from None
+        raise RecipeError(f"{origin}: {first_problem(error, data, _PARTS, Recipe)}") from None
     except HeadError as error:
         raise RecipeError(f"{origin}: {error}") from None
-
-
-def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
-    """The first complaint of pydantic in one line, with the nearest key for an unknown one."""
-    # an unknown key explains a missing one better than the other way round
-    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] not in unknown)
-    first = problems[0]
-    place = [str(part) for part in first["loc"]]
-    where = ".".join(place)
-    if first["type"] in unknown:
-        models: dict[str, Any] = {
-            "ensemble": EnsembleOptions,
-            "rerank": RerankOptions,
-            "adjust": AdjustOptions,
-            "extra": ExtraPlan,
-            "distill": Distillation,
-            "tune": TuneRecipe,
-        }
-        model = models.get(place[-2], Recipe) if len(place) > 1 else Recipe
-        if place[0] == "provenance":
-            model = Provenance
-        return f"unknown key {where!r}: {nearest(place[-1], model.__pydantic_fields__)}"
-    if first["type"] == "missing":
-        found: Any = data
-        for part in first["loc"][:-1]:
-            found = found[part]
-        if "import" in found:
-            return f"{where!r} is missing; write imported: for import:"
-        close = difflib.get_close_matches(place[-1], list(found), n=1)
-        return f"{where!r} is missing" + (f"; is {close[0]!r} meant to be it?" if close else "")
-    if first["type"] in ("model_type", "dict_type", "dataclass_type"):
-        return f"{where} is {first['input']!r}, expected parts with names, {where}: {{...}}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    return f"{where} is {first['input']!r}: {message}"

@@ -9,14 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-__all__ = ["IMPORTED", "Distillation", "ExtraPlan", "as_number"]
+__all__ = ["IMPORTED", "Distillation", "ExtraPlan", "ExtraPlans", "as_number", "one_or_many"]
 
 IMPORTED = "imported"
 """What stands for the head of a member that was trained elsewhere."""
 
 
 def as_number(value: Any) -> Any:
-    """A number that YAML 1.1 reads as a word, such as 1e-3; anything else as it is."""
+    """A number that YAML 1.1 reads as a word, such as 1e-3, also in a list; all else as it is."""
+    if isinstance(value, list):
+        return [as_number(part) for part in value]
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
     return value
@@ -25,6 +27,13 @@ def as_number(value: Any) -> Any:
 def one_or_many(value: Any) -> Any:
     """A list for a name that stands alone."""
     return [value] if isinstance(value, str) else value
+
+
+def _stores(value: Any) -> Any:
+    """A list for a mapping that stands alone; empty for nothing."""
+    if value is None:
+        return []
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _numbers(value: Any) -> Any:
@@ -64,16 +73,28 @@ class ExtraPlan:
         labels: ``given``: the store's own; ``agreement``: the class that at least `at_least`
             teachers name, clips without one left out; ``soft``: the softmax of the teachers'
             mean log-probabilities, mixed with the given label.
+        labels_map: a CSV with the columns ``label`` and ``class``, for a store with labels of its
+            own: the class that each of them stands for. Clips whose label it does not name have
+            none.
+        targets: ``class``; ``family``: each family's share of the target is spread evenly over
+            its classes, so that the clip teaches the family alone.
         teachers: members of the recipe; none for ``given``.
         weight: of a clip in the loss, where a development clip has 1.
         at_least: see `labels`.
         temperature: see `Distillation`.
         share: the teachers' share of a ``soft`` target; two numbers to draw it between them
             for each seed.
+        hard: weight of a second term, beside the ``soft`` target's one: the cross-entropy with
+            the teachers' best class.
+        hard_at_least: the teachers' mean probability of that class, below which a clip lacks
+            the hard term.
         subset: ``all``; ``random``; ``confident``: those of which the teachers are surest.
         fraction: how many of them to use.
+        subset_seed: of a ``random`` subset that is the same for all models; None to draw one for
+            each fold and seed.
         stage: ``together`` with the development clips; ``before`` them: pretraining on the
-            extra clips alone, then fine-tuning on the development clips.
+            extra clips alone, then fine-tuning on the development clips. Stores that come before
+            with the same `pretrain` are one stage, others follow one another.
         constant_steps: whether fewer clips are repeated, so that an epoch has as many steps as
             with all of them.
         pretrain: settings of the head that differ in the stage ``before``.
@@ -86,11 +107,16 @@ class ExtraPlan:
     labels: Literal["given", "agreement", "soft"] = "given"
     teachers: Teachers = ()
     weight: Annotated[float, Field(gt=0)] = 1.0
+    labels_map: str | None = None
+    targets: Literal["class", "family"] = "class"
     at_least: Annotated[int, Field(ge=1)] = 2
     temperature: Annotated[float, Field(gt=0)] = 1.0
     share: float | tuple[float, float] = 1.0
+    hard: Annotated[float, Field(ge=0)] = 0.0
+    hard_at_least: Annotated[float, Field(ge=0, le=1)] = 0.0
     subset: Literal["all", "random", "confident"] = "all"
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    subset_seed: Annotated[int, Field(ge=0)] | None = None
     stage: Literal["together", "before"] = "together"
     constant_steps: bool = True
     pretrain: Annotated[Mapping[str, Any], BeforeValidator(_numbers)] = Field(default_factory=dict)
@@ -117,5 +143,19 @@ class ExtraPlan:
             raise ValueError(
                 f"fraction is {self.fraction!r} of subset: all; write subset: random or confident"
             )
+        if self.hard and self.labels != "soft":
+            raise ValueError(
+                f"hard is {self.hard!r} with labels: {self.labels}; write labels: soft"
+            )
+        if self.hard_at_least and not self.hard:
+            raise ValueError(
+                f"hard_at_least is {self.hard_at_least!r} and hard is 0; write hard: 0.1 too"
+            )
+        if self.subset_seed is not None and self.subset != "random":
+            raise ValueError(f"subset_seed is for subset: random; subset is {self.subset}")
         if self.pretrain and self.stage != "before":
             raise ValueError("pretrain is for stage: before")
+
+
+ExtraPlans = Annotated[tuple[ExtraPlan, ...], BeforeValidator(_stores)]
+"""Extra clips of one store, which a recipe may write as a mapping alone, or of several."""

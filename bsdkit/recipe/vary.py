@@ -77,6 +77,9 @@ def value_at(recipe: Recipe, key: str) -> Any:
         at = ".".join(path[:i])
         if node is None:
             raise RecipeError(f"{key}: the recipe has no {at}; write {at}: {{}} in it first")
+        if isinstance(node, list | tuple) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]  # e.g. the second store of a member's extra clips
+            continue
         if not isinstance(node, Mapping):
             raise RecipeError(f"{key}: {at or 'the recipe'} has no parts")
         known = list(node)
@@ -113,7 +116,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any], origin: str = "--vary") 
         path = key.split(".")
         node = data
         for part in path[:-1]:
-            node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node[int(part)]
         node[path[-1]] = value
     shown = ", ".join(f"{key}={value}" for key, value in changes.items())
     return recipe_from(data, f"{origin} {shown}".strip())

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bsdkit.combine.decode import decode
+from bsdkit.combine.ensemble import combine
 from bsdkit.dataset import Clips
 from bsdkit.errors import BsdkitError, RecipeError, nearest
 from bsdkit.metrics import bootstrap, evaluate
 from bsdkit.runs.folder import Run
 from bsdkit.runs.near import audio_feature, near_copies
-from bsdkit.runs.predict import needed_features, predict_run, training_clips
+from bsdkit.runs.predict import (
+    chain_probabilities,
+    member_probabilities,
+    needed_features,
+    training_clips,
+    with_inputs,
+)
 from bsdkit.store.store import Store
 
 __all__ = ["TestAudit", "evaluate_run"]
@@ -88,28 +96,41 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
             f"no label, {int(is_trained.sum())} were trained on and {int(is_equal.sum())} are "
             "copies of those; the out-of-fold score of a run's own clips is printed by bsdkit fit"
         )
-    scores, fallback = {}, 0
-    taxonomy = run.clips.taxonomy
-    for name in [*run.names, ""]:
-        said = predict_run(run, store, name)
-        predicted = taxonomy.encode(said.labels)[rows]
-        pooled = evaluate(labels[rows], predicted, taxonomy, warn=False)
-        intervals = bootstrap(labels[rows], predicted, taxonomy)
+    scores, taxonomy = {}, run.clips.taxonomy
+    classes, is_fallback = _classes(run, store)
+    for name, predicted in classes.items():
+        pooled = evaluate(labels[rows], predicted[rows], taxonomy, warn=False)
+        intervals = bootstrap(labels[rows], predicted[rows], taxonomy)
         scores[name] = {
             **{metric: vars(interval) for metric, interval in intervals.items()},
             "never_predicted": list(pooled.never_predicted),
             "per_class": pooled.to_dict()["per_class"],
         }
-        fallback = int(np.isin(clips.ids[rows].astype(str), np.array(said.fallback, str)).sum())
     unseen = np.setdiff1d(labels[rows], run.clips.labels)
     return {
         "store": str(store.path),
         "n_tested": len(rows),
-        "n_without_prediction": fallback,
+        "n_without_prediction": int(is_fallback[rows].sum()),
         "unseen": [taxonomy.labels[c] for c in unseen],
         "audit": asdict(_audit(run, store, rows, labels, trained, is_trained, is_equal)),
         "scores": scores,
     }
+
+
+def _classes(run: Run, store: Store) -> tuple[dict[str, IntArray], BoolArray]:
+    """Predicted classes [n] by member, those of the ensemble last, and who has its fallback.
+
+    They are those of `predict_run`, with the features and the members' predictions made once.
+    """
+    specs = {name: fact["spec"] for name, fact in run.facts["features"].items()}
+    wanted = needed_features(run, every=True)
+    features = store.features(wanted, {name: specs[name] for name in wanted})
+    said = member_probabilities(run, with_inputs(run, run.names), features)
+    found = {name: combine(said[name][None], [1.0], run.prior).argmax(axis=1) for name in run.names}
+    counting = {name: said[name] for name in run.counting}
+    probabilities, is_fallback = chain_probabilities(run, counting, features)
+    found[""] = decode(probabilities, run.recipe.decode, run.clips.taxonomy)
+    return found, is_fallback
 
 
 def _labels(run: Run, store: Store) -> IntArray:

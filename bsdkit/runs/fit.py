@@ -94,6 +94,9 @@ def fit_recipe(
     plans = {name: member_plan(name, recipe) for name in recipe.members}
     for plan in plans.values():  # what a store lacks is said before anything else
         trainer.inputs(plan)
+    if recipe.test is not None:  # nor is what its test store lacks said after the training
+        for name, info in trainer.infos.items():
+            Store(recipe.test).info(name, dict(info.spec))
     tasks = {protocol: trainer.task(protocol) for protocol in recipe.split}
     splits = [task.split for task in tasks.values()]
     similarity = trainer.similarity(recipe.similarity, splits) if recipe.similarity else None

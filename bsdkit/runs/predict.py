@@ -171,8 +171,7 @@ def training_clips(run: Run, member: str = "") -> list[Clips]:
     names = _counting(run, member)
     for name in names:  # grows by the teachers
         names += [t for t in run.recipe.members[name].teachers if t not in names]
-    extra = [run.recipe.members[name].extra for name in names]
-    stores = dict.fromkeys(e.store for e in extra if e is not None)
+    stores = dict.fromkeys(e.store for name in names for e in run.recipe.members[name].extra)
     return [run.clips, *(Store(store).clips for store in stores)]
 
 

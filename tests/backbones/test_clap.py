@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from bsdkit.backbones.clap import (
     quantise,
 )
 from bsdkit.backbones.frontends import mel_triangles
-from bsdkit.backbones.registry import get_backbone
+from bsdkit.backbones.registry import get_backbone, get_outputs
 from bsdkit.backbones.weights import WeightFile
 from bsdkit.errors import BackboneUnavailable
 from bsdkit.text import get_template
@@ -315,6 +316,31 @@ def test_half_precision_runs_and_is_near(make: Callable[[Path], Backbone], tmp_p
 
 
 # -- files
+
+
+@pytest.mark.parametrize("make", [tiny_clap, tiny_clap_fusion, tiny_clap_music])
+def test_raw_outputs_are_the_vectors_before_their_length_is_taken(
+    make: Callable[[Path], Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = make(tmp_path)
+    assert isinstance(backbone, Clap)
+    passes = []
+    project = backbone.project
+    monkeypatch.setattr(backbone, "project", lambda *a: passes.append(1) or project(*a))
+    audio = backbone.embed(NOISE, WHOLE)
+    assert len(passes) == 1 and (audio["audio"] == audio["audio_raw"]).all()
+    assert abs(float(np.linalg.norm(audio["audio_raw"][0])) - 1) > 0.01
+    text = backbone.embed_texts(["rain"])
+    assert (text["text"] == text["text_raw"]).all()
+    for kind in ("audio", "text"):
+        plain, raw = backbone.spec(kind), backbone.spec(f"{kind}_raw")
+        assert plain.normalize == "l2"
+        assert raw == replace(plain, output=f"{kind}_raw", normalize="none")
+    # a store gets them only where they are named, and from the same pass
+    ((_, outputs),) = get_outputs([backbone.name])
+    assert outputs == ["audio", "text"]
+    ((asked, outputs),) = get_outputs([backbone.name, f"{backbone.name}.audio_raw"])
+    assert outputs == ["audio", "text", "audio_raw"] and asked.wanted == set(outputs)
 
 
 def laion_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import pytest
 from bsdkit.dataset import Clips, FilterReport, read_dataset
 from bsdkit.errors import DatasetError
 from bsdkit.taxonomy import BST
+from bsdkit.text import split_tags
 from tests.test_dataset import write, write_sound
 
 
@@ -22,7 +23,7 @@ def test_freesounds_names_are_read_and_what_is_not_is_named(tmp_path: Path) -> N
     row = "0,7,a dog,ann,\"['dog', 'bark']\",CC0,x,y,wav,fx,\n"
     clips, report = read(tmp_path / "fs.csv", header + row)
     assert list(clips.uploader) == ["ann"] and list(clips.title) == ["a dog"]
-    assert list(clips.tags) == ["dog,bark"] and list(clips.licence) == ["CC0"]
+    assert split_tags(clips.tags[0]) == ["dog", "bark"] and list(clips.licence) == ["CC0"]
     assert clips.unread == report.unread
     assert report.lines()[1:] == [
         "  read User-Name as uploader, Name as title",

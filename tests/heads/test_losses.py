@@ -25,6 +25,8 @@ MIXTURES: dict[str, list[dict[str, Any]]] = {
     "focal": [{"loss": "focal", "focal_gamma": 2.5}, {}],
     "focal below one": [{"loss": "focal", "focal_gamma": 0.5}, {"loss": "focal"}],
     "parent": [{"parent_weight": 0.7}, {}],
+    "family alone": [{"child_weight": 0.0, "parent_weight": 1.0}, {}],
+    "class weighed": [{"child_weight": 0.3, "hf_weight": 0.2}, {"loss": "focal"}],
     "hF": [{"hf_weight": 0.4}, {"hf_weight": 1.0}],
     "contrastive": [
         {"contrastive_weight": 0.6, "contrastive_temperature": 0.2},
@@ -124,7 +126,7 @@ def plain_loss(
         scores *= option.arcface_scale
         arc -= weight[i] * (scores[y[i]] - math.log(np.exp(scores).sum()))
     n = weight.sum()
-    loss = loss / n + option.parent_weight * parent / n
+    loss = option.child_weight * loss / n + option.parent_weight * parent / n
     loss = (1 - option.hf_weight) * loss + option.hf_weight * (1 - plain_hf(p, y, weight))
     if option.contrastive_weight:
         loss += option.contrastive_weight * plain_contrastive(

@@ -11,7 +11,7 @@ from bsdkit.dataset.groups import GroupKey, group_clips
 from bsdkit.errors import CorruptStore, HeadError
 from bsdkit.members import Inputs, MemberPlan, Task, predict_member, train_members
 from bsdkit.members.member import MemberModel, _abnormal
-from bsdkit.members.saved import load_member, member_key, save_member
+from bsdkit.members.saved import copy_models, load_member, load_models, member_key, save_member
 from bsdkit.splits import Split
 from bsdkit.taxonomy import Taxonomy
 
@@ -104,6 +104,44 @@ def test_a_saved_member_is_the_same_member(p: MemberPlan, tmp_path: Path) -> Non
         load_member(tmp_path / "member")
 
 
+@pytest.mark.parametrize("p", PLANS, ids=lambda p: p.head)
+def test_a_member_is_adjusted_by_what_its_own_fold_trained_on(
+    p: MemberPlan, tmp_path: Path
+) -> None:
+    X, labels, split = problem()
+    shifted = replace(p, logit_adjustment=0.5)
+    plain, result = train(p), train(shifted)
+    for s, (before, after) in enumerate(
+        zip(plain.probabilities, result.probabilities, strict=True)
+    ):
+        for k in range(5):
+            test = split.test(k)
+            shares = np.bincount(labels[split.fold != k], minlength=4) / (split.fold != k).sum()
+            # nobody trains on the rare class where fold 0 is tested: half a clip stands for it
+            shares = np.maximum(shares, 0.5 / (split.fold != k).sum())
+            expected = before[test] / shares**0.5
+            expected /= expected.sum(axis=1, keepdims=True)
+            np.testing.assert_allclose(after[test], expected, atol=1e-12, err_msg=f"{s} {k}")
+    save_member(tmp_path / "member", result)
+    loaded = load_member(tmp_path / "member")
+    everything = Inputs(X, (12,), np.ones(150, bool))
+    found = predict_member(shifted, loaded.models, everything, TREE)
+    assert (found == predict_member(shifted, result.models, everything, TREE)).all()
+    mean = 0.0
+    for one in plain.models:
+        said = predict_member(p, (one,), everything, TREE)
+        counts = np.bincount(labels[split.fold != one.fold], minlength=4)
+        said = said / (np.maximum(counts, 0.5) / counts.sum()) ** 0.5
+        mean = mean + said / said.sum(axis=1, keepdims=True) / len(plain.models)
+    np.testing.assert_allclose(found, mean, atol=1e-12)
+    copy_models(tmp_path / "member", tmp_path / "fold", 2)
+    (of_fold, *_) = load_models(tmp_path / "fold")
+    assert of_fold.train_counts is not None
+    assert of_fold.train_counts.tolist() == np.bincount(labels[split.fold != 2]).tolist()
+    save_member(tmp_path / "plain", plain)
+    assert "train_counts" not in (tmp_path / "plain" / "models.json").read_text()
+
+
 def test_validation_chooses_an_epoch_without_the_test_clips() -> None:
     p = MemberPlan("m", "mlp", {"hidden": 16, "epochs": 15}, ("x",), (0,), 0.2)
     result = train(p)
@@ -136,8 +174,11 @@ def test_key_says_what_matters_and_nothing_else(tmp_path: Path) -> None:
         key(base, split=Split("s", np.arange(20) % 4, 4, 0)),
         key(base, clips=replace(clips, labels=(clips.labels + 1) % 3)),
         key(base, split=grouped()),
+        key(replace(base, logit_adjustment=0.5)),
+        key(plan("mlp", hidden=16, view_noise=0.1, passes=5)),
     ]
-    assert len({key(base), *others}) == 9
+    assert len({key(base), *others}) == 11
+    assert key(base) == key(plan("mlp", hidden=16, block_dropout=[], view_noise=0, passes=0))
     renamed = Split("another name", folds.fold, 5, 3)
     assert key(base, split=renamed) == key(base)
     assert key(base, clips=replace(clips, title=clips.title + "x")) == key(base)

@@ -189,9 +189,9 @@ def test_extra_clips_help_when_right_and_hurt_when_wrong(stage: str) -> None:
     for wrong in (0.0, 1.0):
         extra = extra_clips(240, wrong)
         extra = replace(extra, table=make_clips(extra.labels, ["elsewhere"] * 240))
-        student = plan(extra=ExtraPlan("s", stage=stage), seeds=(0,))
+        student = plan(extra=(ExtraPlan("s", stage=stage),), seeds=(0,))
         result = train_members(
-            [student], {FEATURES: inputs}, task, extras={("s", FEATURES): extra}
+            [student], {FEATURES: inputs}, task, extras={("s", None, FEATURES): extra}
         )["m"]
         scores[wrong] = float((result.mean.argmax(1) == task.labels).mean())
         assert len(result.models) == 5 and not result.faults
@@ -236,7 +236,7 @@ def test_teachers_come_before_their_students() -> None:
     members = {
         "s": plan("s", distillation=Distillation(("t",))),
         "t": plan("t"),
-        "u": plan("u", extra=ExtraPlan("x", labels="soft", teachers=("s", "t"))),
+        "u": plan("u", extra=(ExtraPlan("x", labels="soft", teachers=("s", "t")),)),
     }
     assert training_waves(members) == [["t"], ["s"], ["u"]]
     members["t"] = plan("t", distillation=Distillation(("u",)))

@@ -111,6 +111,9 @@ def test_a_mistake_is_one_line_with_the_nearest(
 def test_numbers_that_yaml_reads_as_words_are_numbers(tmp_path: Path) -> None:
     recipe = load(tmp_path, GOOD.replace("hidden: 64", "learning_rate: 1e-3, weight_decay: 1E-4"))
     assert recipe.members["a"].settings == {"learning_rate": 0.001, "weight_decay": 0.0001}
+    more = "block_dropout: [1e-1], logit_adjustment: 5e-1"
+    member = load(tmp_path, GOOD.replace("hidden: 64", more)).members["a"]
+    assert member.settings == {"block_dropout": [0.1]} and member.logit_adjustment == 0.5
 
 
 def test_one_value_may_stand_for_a_list_of_one(tmp_path: Path) -> None:

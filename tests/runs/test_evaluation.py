@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bsdkit.api import fit
-from bsdkit.errors import RecipeError
+from bsdkit.errors import RecipeError, StoreError
 from bsdkit.metrics import evaluate
 from bsdkit.recipe.schema import Recipe, recipe_from
 from bsdkit.report.tables import fit_tables
@@ -116,6 +116,12 @@ def test_copies_and_clips_of_other_classes_are_counted(place: Path, folder: Path
 
 
 def test_what_cannot_be_scored_is_one_line(place: Path, folder: Path) -> None:
+    for test, message in (("nowhere", "no store at"), ("bare", "has no feature 'aisfx'")):
+        (place / "bare").mkdir(exist_ok=True)
+        write_clips(place / "bare" / "clips.h5", Store(place / "eval").clips)
+        with pytest.raises(StoreError, match=message):
+            fit(recipe(place, name="late", test=str(place / test)), place / "late")
+    assert not list((place / "late").glob(".members/*")), "nothing was trained before"
     with pytest.raises(RecipeError, match="has no clip to score: of 500, 0 have no label, 500"):
         evaluate_run(load_run(folder), Store(place / "dev"))
     shown = bsdkit_here("evaluate", folder, "--on", place / "eval")

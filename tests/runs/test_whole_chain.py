@@ -388,8 +388,8 @@ def test_out_of_fold_leaves_out_what_the_chain_could_not_see(place: Path, tmp_pa
     path = tmp_path / "partial.yaml"
     path.write_text(
         f"store: {store}\nsplit: group\nfolds: 3\nmissing: skip\nmembers:\n"
-        "  text: {head: linear, features: minilm}\n  near: {head: knn, features: aisfx}\n"
-        "ensemble: {method: frozen, weights: {text: 1}}\n"
+        "  text: {head: linear, features: minilm, logit_adjustment: 0.5}\n"
+        "  near: {head: knn, features: aisfx}\nensemble: {method: frozen, weights: {text: 1}}\n"
     )
     result = bsdkit_here("fit", path, "--runs", tmp_path)
     assert result.returncode == 0, result.stderr

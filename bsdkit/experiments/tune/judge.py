@@ -81,7 +81,7 @@ def train_member(
         StoreError: a feature or an extra store is missing, stale or incomplete.
     """
     plans = with_teachers(recipe, member)
-    if any(plan.extra and plan.extra.teachers for plan in plans.values()):
+    if any(one.teachers for plan in plans.values() for one in plan.extra):
         folds = None  # these teachers label extra clips for the students of all folds at once
     return trainer.train(plans, task, folds=folds)[member]
 

@@ -26,6 +26,7 @@ from bsdkit.experiments.tune.search_space import Choices, Space, as_json, search
 from bsdkit.experiments.tune.study import HALVING, N_STARTUP, StudyPlan
 from bsdkit.experiments.tune.tables import StudyRecord, TrialRecord, Tuning
 from bsdkit.experiments.tune.trials import run_studies
+from bsdkit.members.extras import read_labels_map
 from bsdkit.members.plan import Task
 from bsdkit.members.saved import member_key
 from bsdkit.members.trainer import MemberTrainer
@@ -188,10 +189,12 @@ def _digest(
         for name, plan in sorted(with_teachers(recipe, member).items()):
             trainer.inputs(plan)
             context = [name]
-            if plan.extra is not None:
-                extra = Store(plan.extra.store)
+            for use in plan.extra:
+                extra = Store(use.store)
                 context += [extra.info(feature).checksum for feature in plan.features]
                 context += [str(extra.clips.ids.tolist()), str(extra.clips.labels.tolist())]
+                if use.labels_map is not None:
+                    context.append(str(sorted(read_labels_map(use.labels_map).items())))
             facts.append(
                 member_key(
                     plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +71,14 @@ class Augmentation:
     def is_on(self) -> bool:
         """Whether there is anything to do."""
         return any(
-            o.mixup or o.cutmix or o.noise or o.mask or o.modality_dropout or o.same_class_swap
+            o.mixup
+            or o.cutmix
+            or o.noise
+            or o.mask
+            or o.modality_dropout
+            or o.same_class_swap
+            or any(o.block_dropout)
+            or o.perturbs
             for o in self.options
         )
 
@@ -125,6 +133,8 @@ class Augmentation:
     def swap(self, x: torch.Tensor, X: torch.Tensor, rows: IntArray) -> torch.Tensor:
         """Inputs in which some clips' one input comes from another clip of their class.
 
+        What heads of one kind alone do to inputs (`TrainingOptions.perturb`) follows.
+
         Args:
             x: inputs [replicas, batch, dim], changed in place.
             X: features [n, dim] of all rows.
@@ -142,7 +152,20 @@ class Augmentation:
             columns = self._slices[o.swap_input]
             source = torch.from_numpy(order[np.minimum(pick, len(order) - 1)]).to(self._device)
             x[i, torch.from_numpy(chosen).to(self._device), columns] = X[source][:, columns]
+        return self._perturb(x)
+
+    def _perturb(self, x: torch.Tensor) -> torch.Tensor:
+        """Inputs [replicas, batch, dim] as heads with such options disturb them, in place."""
+        for i, (o, stream) in enumerate(
+            zip(self.options[: len(x)], self.streams[: len(x)], strict=True)
+        ):
+            if o.perturbs:
+                drawn = functools.partial(self._uniform, stream, x.shape[1])
+                x[i] = torch.from_numpy(o.perturb(x[i].cpu().numpy(), drawn)).to(self._device)
         return x
+
+    def _uniform(self, stream: np.random.Generator, n_rows: int, k: int) -> npt.NDArray[np.float64]:
+        return stream.random((self._size, k))[:n_rows]
 
     def distort(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs [replicas, batch, dim] with noise, masks and dropped inputs, changed in place."""
@@ -159,8 +182,9 @@ class Augmentation:
                     width = columns.stop - columns.start
                     keep = stream.random((size, width), dtype=np.float32) >= rate
                     x[i, :, columns].mul_(torch.from_numpy(keep[:n_rows]).to(self._device))
-            if o.modality_dropout and len(self._blocks) > 1:
-                drop = stream.random((size, len(self._blocks))) < o.modality_dropout
+            rates = o.block_dropout or (o.modality_dropout,)
+            if any(rates) and len(self._blocks) > 1:
+                drop = stream.random((size, len(self._blocks))) < np.array(rates)
                 saved = stream.integers(len(self._blocks), size=size)
                 drop[np.arange(size), saved] &= ~drop.all(axis=1)
                 for j, columns in enumerate(self._slices):

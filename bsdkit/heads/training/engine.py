@@ -274,7 +274,9 @@ class _Stack:
             soft, share = self.data.soft, self.data.soft_share
             y = self.data.y
             if soft is not None and share is not None:
-                y = np.where(share[view] > 0.5, soft[view].argmax(axis=-1), y)
+                of_label = np.take_along_axis(soft[view], y[:, None], axis=-1)[:, 0]
+                is_other = (share[view] > 0.5) & (of_label < soft[view].max(axis=-1))
+                y = np.where(is_other, soft[view].argmax(axis=-1), y)
             self._classes_of[view] = y
         return self._classes_of[view]
 
@@ -349,8 +351,10 @@ class _Stack:
             share = self.soft_share[view, batch].unsqueeze(-1)
             soft = self.soft[view, batch]
             # the hard class of a clip that has a teacher is the teacher's, for the losses
-            # that know no soft targets, once the teacher outweighs the label
-            y = torch.where(share.squeeze(-1) > 0.5, soft.argmax(-1), y)
+            # that know no soft targets, once the teacher outweighs the label and prefers another
+            of_label = soft.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+            is_other = (share.squeeze(-1) > 0.5) & (of_label < soft.amax(-1))
+            y = torch.where(is_other, soft.argmax(-1), y)
             targets = (1 - share) * targets + share * soft
         if self.augmentation.is_on:
             x = self.augmentation.swap(x, self.X, rows)

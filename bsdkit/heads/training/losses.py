@@ -23,7 +23,8 @@ def as_output(output: torch.Tensor | Mapping[str, torch.Tensor]) -> dict[str, to
     A network returns logits [batch, n_classes], or a mapping with ``logits`` and any of
     ``embedding`` [batch, width], the last hidden layer, for the contrastive loss; ``cosine``
     [batch, n_classes] to the class directions, for ArcFace; ``penalty``, a scalar that is
-    added to the loss.
+    added to the loss; ``class_penalty`` [batch, n_classes], of which a row adds that of its
+    class.
     """
     return {"logits": output} if isinstance(output, torch.Tensor) else dict(output)
 
@@ -61,6 +62,7 @@ class Losses:
         self._options = list(options)
         gamma = [o.focal_gamma if o.loss == "focal" else 0.0 for o in options]
         self._gamma = torch.tensor(gamma, device=self._device)
+        self._child = each("child_weight")
         self._parent, self._hf = each("parent_weight"), each("hf_weight")
         self._contrast = each("contrastive_weight")
         self._temperature = each("contrastive_temperature")
@@ -70,6 +72,7 @@ class Losses:
         self._scale = each("arcface_scale")
         self._is_on = {
             "focal": any(gamma),
+            "child": any(o.child_weight != 1 for o in options),
             "parent": any(o.parent_weight for o in options),
             "hf": any(o.hf_weight for o in options),
             "contrast": any(o.contrastive_weight for o in options),
@@ -109,6 +112,8 @@ class Losses:
         if self._is_on["focal"]:
             terms = terms * (1 - p).clamp_min(_TINY) ** self._gamma[:n, None, None]
         loss = -(terms.sum(-1) * weight).sum(1) / total
+        if self._is_on["child"]:
+            loss = self._child[:n] * loss
         if self._is_on["parent"]:
             family_p, family_t = p @ self._family_of, targets @ self._family_of
             parent = -(family_t * (family_p + _TINY).log()).sum(-1)
@@ -122,6 +127,9 @@ class Losses:
             loss = loss + self._arc[:n] * self._angular(output["cosine"], y, weight, total)
         if "penalty" in output:
             loss = loss + output["penalty"]
+        if "class_penalty" in output:
+            own = output["class_penalty"].gather(-1, y.unsqueeze(-1)).squeeze(-1)
+            loss = loss + (own * weight).sum(1) / total
         return loss
 
     def _expected_hf(self, p: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

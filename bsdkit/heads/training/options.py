@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
 from bsdkit.errors import HeadError, nearest
+from bsdkit.heads.base import added
 from bsdkit.heads.training.schedule import SCHEDULES
 
 __all__ = ["SELECTIONS", "TrainingOptions"]
@@ -31,11 +35,12 @@ _POSITIVE = (
     "learning_rate", "step_factor", "contrastive_temperature", "arcface_scale",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "parent_weight",
-    "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix", "noise", "passes",
+    "weight_decay", "warmup_epochs", "gradient_clip", "patience", "focal_gamma", "child_weight",
+    "parent_weight", "contrastive_weight", "arcface_weight", "arcface_margin", "mixup", "cutmix",
+    "noise", "passes", "view_noise",
 )  # fmt: skip
 _BELOW_ONE = ("average_decay", "label_smoothing", "modality_dropout")
-_UP_TO_ONE = ("hf_weight", "mixup_share", "mask", "same_class_swap")
+_UP_TO_ONE = ("hf_weight", "mixup_share", "mask", "same_class_swap", "view_mask")
 
 
 def _off(**metadata: Any) -> Any:
@@ -73,6 +78,8 @@ class TrainingOptions:
         class_weight: ``none``, ``balanced``, ``inverse_sqrt``, ``effective`` (Cui et al., CVPR
             2019), from the counts of the fitting rows.
         class_weight_beta: of ``effective``.
+        child_weight: weight of the cross-entropy between classes; 0 for a stage that learns the
+            families alone, by `parent_weight`.
         parent_weight: weight of the cross-entropy between families, a family's probability
             being the sum of its classes'.
         hf_weight: share of the loss that is 1 - hF_strict of the batch, with the probabilities
@@ -92,11 +99,19 @@ class TrainingOptions:
         noise: standard deviation of Gaussian noise on the normalised inputs.
         mask: each clip loses a share of its dimensions, drawn from 0 to this, input by input.
         modality_dropout: probability that an input is zeroed for a clip; one is always left.
+        block_dropout: the same with a probability for each input, in the place of
+            `modality_dropout`; empty for none.
         same_class_swap: probability that a clip's input `swap_input` comes from another clip
             of its class.
         swap_input: which one, counted from 0; -1 is the last.
         passes: predictions are averaged over so many sub-networks drawn by dropout (Gal and
             Ghahramani, ICML 2016), the same ones for all clips; 0 for the whole network.
+        pass_dropout: whether a pass is such a sub-network; false for passes that differ by
+            `view_noise` and `view_mask` alone.
+        view_noise: standard deviation of Gaussian noise on the normalised inputs of a pass, one
+            vector for all clips (test-time augmentation).
+        view_mask: in a pass, each input loses a share of its dimensions, drawn from 0 to this;
+            the same ones for all clips.
     """
 
     epochs: int = 40
@@ -119,6 +134,7 @@ class TrainingOptions:
     smoothing: str = "classes"
     class_weight: str = "none"
     class_weight_beta: float = 0.999
+    child_weight: float = added(1.0)
     parent_weight: float = _off(uses_families="a loss term of the family")
     hf_weight: float = _off(uses_families="an expected-hF loss term")
     contrastive_weight: float = 0.0
@@ -136,6 +152,10 @@ class TrainingOptions:
     same_class_swap: float = _off(augments=True)
     swap_input: int = -1
     passes: int = 0
+    block_dropout: Sequence[float] = added((), augments=True)
+    pass_dropout: bool = added(True)
+    view_noise: float = added(0.0)
+    view_mask: float = added(0.0)
 
     SHARED: ClassVar[frozenset[str]] = frozenset(
         {
@@ -171,10 +191,43 @@ class TrainingOptions:
                     raise HeadError(f"{name} is {value!r}, expected {expected}")
         if self.mixup and self.cutmix:
             raise HeadError("mixup and cutmix are both on; a batch is mixed in one way")
+        rates = self.block_dropout
+        is_list = isinstance(rates, list | tuple)
+        if not is_list or not all(isinstance(r, int | float) and 0 <= r < 1 for r in rates):
+            raise HeadError(
+                f"block_dropout is {rates!r}, expected a list of one number an input, each 0 to "
+                "below 1"
+            )
+        if any(rates) and self.modality_dropout:
+            raise HeadError("block_dropout and modality_dropout are both on; inputs drop one way")
+        if (self.view_noise or self.view_mask) and not self.passes:
+            name = "view_noise" if self.view_noise else "view_mask"
+            raise HeadError(f"{name} is on and passes is 0; write passes: 5 to average five views")
+        others = ("parent_weight", "hf_weight", "contrastive_weight", "arcface_weight")
+        if not self.child_weight and not any(getattr(self, name) for name in others):
+            raise HeadError("child_weight is 0 and no other loss is on; write parent_weight: 1.0")
         if self.warmup_epochs >= self.epochs:
             raise HeadError(
                 f"warmup_epochs is {self.warmup_epochs!r} of {self.epochs} epochs, expected fewer"
             )
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether `perturb` is to be called: whether a head's own such options are on."""
+        return False
+
+    def perturb(
+        self,
+        X: npt.NDArray[np.float32],
+        draw: Callable[[int], npt.NDArray[np.float64]],
+    ) -> npt.NDArray[np.float32]:
+        """The inputs [batch, dim] of a training step as a head of its own kind disturbs them.
+
+        Args:
+            X: inputs before they are standardised or mixed.
+            draw: uniform numbers [batch, k] of k, from the replica's own stream.
+        """
+        return X
 
     def options(self) -> dict[str, Any]:
         """The training options by name."""
