@@ -193,11 +193,22 @@ def truth_rows(folder: Path) -> list[Row]:
     nobody = [""] * N
     own = lab.store(lab.clips(by_user, nobody, packs), X)
     more = X + lab.rng.standard_normal(X.shape)
-    extra = lab.store(lab.clips(by_user, nobody, packs), more)
-    taught = {"small": {**MEMBERS["small"], "extra": {"store": str(extra.path)}}}
-    run = lab.run(own, "group:pack", members=taught)
-    leak = lab.run(own, "stratified", members=taught)
-    rows.append(judged("extra clips of the tested packs", run, group, leak))
+    given, soft = (lab.store(lab.clips(by_user, nobody, packs), more) for _ in range(2))
+    extra = [
+        {"store": str(given.path)},
+        {
+            "store": str(soft.path),
+            "labels": "soft",
+            "teachers": ["linear"],
+            "share": 0.5,
+            "hard": 0.5,
+        },
+    ]
+    taught = {**MEMBERS, "small": {**MEMBERS["small"], "extra": extra}}
+    alone = {"method": "mean", "members": ["small"]}
+    run = lab.run(own, "group:pack", members=taught, ensemble=alone)
+    leak = lab.run(own, "stratified", members=taught, ensemble=alone)
+    rows.append(judged("extra clips of the tested packs, given and soft labels", run, group, leak))
 
     # 4. every sound under two ids of two uploaders
     pair = np.arange(N) // 2
