@@ -297,7 +297,8 @@ def fit_with_teachers(
     *before, last = _stages(plan.extra)
     for settings, places in before:
         stage = replace(spec, settings={**spec.settings, **settings})
-        replicas = _replicas(plan, stage, rows, targets, places, starts, first, False)
+        with_own = plan.extra[places[0]].with_development
+        replicas = _replicas(plan, stage, rows, targets, places, starts, first, with_own)
         found = yield from _fit_stack(plan, inputs, stage, data, replicas, rows, task)
         first = [_as_tensors(model) for _, _, model in found[plan.name][0].fitted]
     replicas = _replicas(plan, spec, rows, targets, last[1], starts, first, True)
@@ -307,9 +308,11 @@ def fit_with_teachers(
 def _stages(extra: Sequence[ExtraPlan]) -> list[tuple[Mapping[str, Any], list[int]]]:
     """Settings and places of the stores of each stage; the last has the development clips too."""
     before = [i for i, use in enumerate(extra) if use.stage == "before"]
-    grouped = itertools.groupby(before, key=lambda i: dict(extra[i].pretrain))
+    grouped = itertools.groupby(
+        before, key=lambda i: (dict(extra[i].pretrain), extra[i].with_development)
+    )
     together = [i for i, use in enumerate(extra) if use.stage == "together"]
-    return [*((settings, list(places)) for settings, places in grouped), ({}, together)]
+    return [*((settings, list(places)) for (settings, _), places in grouped), ({}, together)]
 
 
 def _replicas(

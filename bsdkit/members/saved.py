@@ -35,7 +35,9 @@ __all__ = [
 ]
 
 
-_NEW_EXTRA = frozenset({"labels_map", "targets", "hard", "hard_at_least", "subset_seed"})
+_NEW_EXTRA = frozenset(
+    {"labels_map", "targets", "hard", "hard_at_least", "subset_seed", "with_development"}
+)
 """Options of extra clips that are younger than keys: at their defaults they are no part of one, so
 that members that were trained before they existed are found. Those of heads: see `added`."""
 

@@ -95,6 +95,7 @@ class ExtraPlan:
         stage: ``together`` with the development clips; ``before`` them: pretraining on the
             extra clips alone, then fine-tuning on the development clips. Stores that come before
             with the same `pretrain` are one stage, others follow one another.
+        with_development: whether the stage ``before`` trains on the fold's development clips too.
         constant_steps: whether fewer clips are repeated, so that an epoch has as many steps as
             with all of them.
         pretrain: settings of the head that differ in the stage ``before``.
@@ -118,6 +119,7 @@ class ExtraPlan:
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     subset_seed: Annotated[int, Field(ge=0)] | None = None
     stage: Literal["together", "before"] = "together"
+    with_development: bool = False
     constant_steps: bool = True
     pretrain: Annotated[Mapping[str, Any], BeforeValidator(_numbers)] = Field(default_factory=dict)
 
@@ -153,8 +155,9 @@ class ExtraPlan:
             )
         if self.subset_seed is not None and self.subset != "random":
             raise ValueError(f"subset_seed is for subset: random; subset is {self.subset}")
-        if self.pretrain and self.stage != "before":
-            raise ValueError("pretrain is for stage: before")
+        for name in ("pretrain", "with_development"):
+            if getattr(self, name) and self.stage != "before":
+                raise ValueError(f"{name} is for stage: before")
 
 
 ExtraPlans = Annotated[tuple[ExtraPlan, ...], BeforeValidator(_stores)]

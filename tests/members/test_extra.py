@@ -170,7 +170,7 @@ def test_stages_follow_one_another_and_start_where_the_last_one_ended() -> None:
     uses = (
         ExtraPlan("p", stage="before", targets="family", pretrain=coarse),
         ExtraPlan("q", stage="before", targets="family", pretrain=dict(coarse)),
-        ExtraPlan("r", stage="before", pretrain={"epochs": 3}),
+        ExtraPlan("r", stage="before", pretrain={"epochs": 3}, with_development=True),
         ExtraPlan("t"),
     )
     member = plan(extra=uses, seeds=(0,))
@@ -189,7 +189,7 @@ def test_stages_follow_one_another_and_start_where_the_last_one_ended() -> None:
     assert [unit.heads[0].settings.get("child_weight", 1.0) for unit in seen] == [0.0, 1.0, 1.0]
     edges = [0, 90, 150, 195, 225, 258]  # own, p, q, r, t
     stores = [{int(i) for i in np.digitize(unit.replicas[0].fit_rows, edges[1:])} for unit in seen]
-    assert stores == [{1, 2}, {3}, {0, 4}]
+    assert stores == [{1, 2}, {0, 3}, {0, 4}]
 
 
 def test_losses_that_need_a_class_take_the_label_of_a_family_target() -> None:
@@ -268,6 +268,7 @@ def test_a_list_of_one_is_the_mapping() -> None:
             {"store": "s", "labels": "soft", "teachers": "t", "hard_at_least": 0.5},
             "hard_at_least is 0.5 and hard is 0; write hard: 0.1 too",
         ),
+        ({"store": "s", "with_development": True}, "with_development is for stage: before"),
         ({"store": "s", "subset_seed": 1}, "subset_seed is for subset: random; subset is all"),
         ({"store": "s", "targets": "families"}, "members.m.extra.targets is 'families'"),
         (
