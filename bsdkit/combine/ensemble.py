@@ -99,7 +99,8 @@ class EnsembleOptions:
         rounds: members that ``greedy`` adds at most, with replacement.
         largest: members in a subset at most.
         best: how many members are averaged at most, those of the best scores of their own; 0 for
-            all. Caps hold for the members that are left.
+            all. Caps hold for the members that are left; where they leave these less than the
+            whole weight, all are raised in proportion.
         caps: the largest share of the weight for members whose names match a pattern, such as
             ``{"*-audio": 0.4}``; a member belongs to the first pattern that it matches.
         min_weight: a member with a smaller share is left out, the lightest first.
@@ -272,6 +273,9 @@ def fit_ensemble(
         chosen = [names[i] for i in kept]
         first = {next((p for p in options.caps if fnmatch.fnmatchcase(c, p)), "") for c in chosen}
         caps = {pattern: cap for pattern, cap in options.caps.items() if pattern in first}
+        room = sum(caps.values())
+        if "" not in first and room < 1:
+            caps = {pattern: cap / room for pattern, cap in caps.items()}
         fewer = replace(options, best=0, caps=caps)
         found = fit_ensemble(
             fewer, probabilities[kept], labels, objective, names=chosen, on_trial=on_trial

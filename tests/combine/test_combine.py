@@ -393,6 +393,10 @@ def test_the_best_members_alone_are_weighed() -> None:
     # the three of most skill are a-1, a-2 and c-1; the cap on b has nothing left to hold
     np.testing.assert_allclose(found.weights, [0.25, 0, 0.25, 0, 0.5, 0])
     assert options.learns and not EnsembleOptions("mean").learns
+    # caps that the three cannot keep are raised in proportion: 0.3 and 0.1 to 3 and 1 quarters
+    low = EnsembleOptions("mean", best=3, caps={"a-*": 0.3, "b-*": 0.5, "c-1": 0.1})
+    found = fit_ensemble(low, p, labels, Objective(BST), names=names)
+    np.testing.assert_allclose(found.weights, [0.375, 0, 0.375, 0, 0.25, 0])
     weighed = EnsembleOptions("weights", best=2, trials=20)
     assert np.count_nonzero(fit_ensemble(weighed, p, labels, Objective(BST)).weights) <= 2
     everyone = EnsembleOptions("mean", best=9)

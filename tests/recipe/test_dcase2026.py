@@ -125,6 +125,14 @@ def test_the_pool_of_31_families_is_there_at_the_starters_scale_too() -> None:
     assert kinds.count("v2mix") == 10
     assert sum(kinds.count(kind) for kind in ("prior", "confidence", "hierarchy")) == 9
     assert sum(kinds.count(kind) for kind in ("external", "fsd", "text")) == 12
+    for n in (1, 2, 3):  # a cap for each family, a low one for those with external data
+        caps = load_recipe(FOLDER / f"xjtlu-{n}.yaml").ensemble.caps
+        assert caps.keys() == set(whole.ensemble_members)
+        low = {name for name, cap in caps.items() if cap == min(caps.values())}
+        assert low == {name for name in caps if name.startswith(("external", "fsd"))}
+    for name, member in whole.members.items():  # the clean loss dominates
+        noisy = sum(35_000 * e.weight * (1 + e.hard) for e in member.extra if e.labels == "soft")
+        assert noisy < 0.8 * 0.8 * 10_956, name
     for n in range(1, 5):
         full = load_recipe(FOLDER / f"xjtlu-{n}.yaml")
         few = load_recipe(FOLDER / f"starter/xjtlu-{n}.yaml")
