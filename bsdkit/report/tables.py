@@ -123,7 +123,9 @@ def fit_tables(metrics: Mapping[str, Any]) -> list[Table]:
             tables.append(_steps_table(result))
         lines = [f"optimism of tuning: {percent(ensemble['optimism'])} points"]
         for other, c in ensemble["against"].items():
-            lines.append(f"{title} against {other}: {difference(c)}, {c['verdict']}")
+            # it looks better for having been chosen by the clips that it is scored on
+            best = ", the best member on these clips" if other == result["best_member"] else ""
+            lines.append(f"{title} against {other}{best}: {difference(c)}, {c['verdict']}")
         if "at_target" in ensemble["nested"]:
             score = ensemble["nested"]["at_target"]
             lines.append(
