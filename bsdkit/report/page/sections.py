@@ -171,7 +171,7 @@ def _warnings(data: PageData) -> str:
     several = len(data.metrics["protocols"]) > 1
     for name, result in data.metrics["protocols"].items():
         notes = protocol_notes(result)
-        lines += [f"{name} folds: {line}" if several else line for line in notes]
+        lines += [f"folds {name}: {line}" if several else line for line in notes]
     lines += data.notes
     if not lines:
         return ""
