@@ -36,7 +36,7 @@ endif
 demo: setup ## the main job on real sounds: fetch, embed, train, score, report (about 200 MB of sounds)
 	@if command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; then set -ex; \
 		$(BIN)/python -m recipes.starter.builder data/demo --manifest recipes/starter/demo.csv; \
-		$(BIN)/bsdkit extract --data data/demo; \
+		$(BIN)/bsdkit extract --data data/demo --keep-columns origin; \
 		$(BIN)/bsdkit priors --data data/demo; \
 		$(BIN)/bsdkit fit recipes/demo.yaml; \
 		$(BIN)/bsdkit check runs/demo; \

@@ -43,7 +43,9 @@ class FilterReport:
         ]
         lines += [f"  {note}" for note in self.notes]
         if self.unread:
-            lines.append(f"  {len(self.unread)} columns not read: {', '.join(self.unread)}")
+            n = len(self.unread)
+            what = "column" if n == 1 else "columns"
+            lines.append(f"  {n} {what} not read: {', '.join(self.unread)}")
         return [readable(line) for line in lines]
 
 
