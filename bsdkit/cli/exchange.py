@@ -54,22 +54,19 @@ def import_command(
     """Bring in class probabilities of models trained elsewhere, to be members like any other."""
     from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.store.feature import read_info
-    from bsdkit.store.fill import fill_store
+    from bsdkit.store.fill import open_store
     from bsdkit.store.imports import import_probabilities
-    from bsdkit.store.store import Store
 
     if name and len(files) > 1:
         raise DatasetError(f"--name is for one file, {len(files)} are given; use --prefix")
-    if data is not None:
-        fill_store(
-            data,
-            store,
-            taxonomy,
-            ConsoleProgress(console()),
-            keep_columns=split_names(keep_columns),
-            is_replacing=replace,
-        )
-    opened = Store(store)
+    opened, _ = open_store(
+        data,
+        store,
+        taxonomy,
+        ConsoleProgress(console()),
+        keep_columns=split_names(keep_columns),
+        is_replacing=replace,
+    )
     for file in files:
         stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
         path = import_probabilities(

@@ -236,7 +236,8 @@ def priors_command(
     from bsdkit.priors.cost import Budget
     from bsdkit.priors.engines.request import Connection
     from bsdkit.priors.options import PriorOptions
-    from bsdkit.priors.run import make_priors, open_store
+    from bsdkit.priors.run import make_priors
+    from bsdkit.store.fill import open_store
 
     if data is None and store is None:
         raise DatasetError("give --data DIR, or --store STORE of clips that are in one already")

@@ -109,20 +109,18 @@ def store_import(
     """Bring in embeddings that others computed, such as the organisers' CLAP vectors."""
     from bsdkit.cli.progress import ConsoleProgress
     from bsdkit.store.feature import read_info
-    from bsdkit.store.fill import fill_store
+    from bsdkit.store.fill import open_store
     from bsdkit.store.imports import import_npy_folder
-    from bsdkit.store.store import Store
 
-    if data is not None:
-        fill_store(
-            data,
-            store,
-            taxonomy,
-            ConsoleProgress(console()),
-            keep_columns=split_names(keep_columns),
-            is_replacing=replace,
-        )
-    info = read_info(import_npy_folder(Store(store), folder, feature, origin))
+    opened, _ = open_store(
+        data,
+        store,
+        taxonomy,
+        ConsoleProgress(console()),
+        keep_columns=split_names(keep_columns),
+        is_replacing=replace,
+    )
+    info = read_info(import_npy_folder(opened, folder, feature, origin))
     typer.echo(f"{info.path}: {info.n_rows - info.n_failed} clips, {info.n_failed} without a file")
     if info.n_failed:
         raise typer.Exit(WORK_FAILED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from bsdkit.backbones.registry import backbone_classes
@@ -15,12 +14,10 @@ from bsdkit.priors.engines.registry import ENGINES
 from bsdkit.priors.llm import SUMMARY
 from bsdkit.priors.options import Made, PriorOptions
 from bsdkit.progress import Progress
-from bsdkit.store.fill import fill_store
 from bsdkit.store.kinds import PRIOR
 from bsdkit.store.store import Store
-from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["choose_engine", "make_priors", "open_store"]
+__all__ = ["choose_engine", "make_priors"]
 
 
 def choose_engine(model: str) -> str:
@@ -32,37 +29,6 @@ def choose_engine(model: str) -> str:
     if "text" in cls.outputs.values() or stem.endswith(":"):
         return TEXT_ENCODER
     return "transformers"
-
-
-def open_store(
-    data: Path | None,
-    store: Path,
-    taxonomy: Taxonomy | str,
-    progress: Progress,
-    *,
-    keep_columns: Sequence[str] = (),
-    is_replacing: bool = False,
-) -> tuple[Store, Clips]:
-    """The store of a dataset, made where it is not there; or one that is there; and its clips.
-
-    Args:
-        data: the dataset; None where the store has its clips table already.
-        store: its folder.
-        taxonomy: see `read_dataset`.
-        progress: where to show what happens.
-        keep_columns: further columns of the metadata that the store keeps.
-        is_replacing: whether the dataset may take another's place in the store.
-
-    Raises:
-        DatasetError: the dataset cannot be read.
-        StoreError: there is no store, or it holds other clips.
-    """
-    if data is None:
-        opened = Store(store)
-        return opened, opened.clips
-    return fill_store(
-        data, store, taxonomy, progress, keep_columns=keep_columns, is_replacing=is_replacing
-    )
 
 
 def make_priors(store: Store, clips: Clips, options: PriorOptions, progress: Progress) -> Made:

@@ -14,7 +14,38 @@ from bsdkit.store.clips import read_clips
 from bsdkit.store.store import Store
 from bsdkit.taxonomy import Taxonomy
 
-__all__ = ["fill_store", "fill_table", "read_for_store"]
+__all__ = ["fill_store", "fill_table", "open_store", "read_for_store"]
+
+
+def open_store(
+    data: Path | None,
+    store: Path,
+    taxonomy: Taxonomy | str,
+    progress: Progress,
+    *,
+    keep_columns: Sequence[str] = (),
+    is_replacing: bool = False,
+) -> tuple[Store, Clips]:
+    """The store of a dataset, made where it is not there; or one that is there; and its clips.
+
+    Args:
+        data: the dataset; None where the store has its clips table already.
+        store: its folder.
+        taxonomy: see `read_dataset`.
+        progress: who is told what happens.
+        keep_columns: see `read_for_store`.
+        is_replacing: see `Store.create`.
+
+    Raises:
+        DatasetError: the dataset cannot be read.
+        StoreError: there is no store, or it holds other clips.
+    """
+    if data is None:
+        opened = Store(store)
+        return opened, opened.clips
+    return fill_store(
+        data, store, taxonomy, progress, keep_columns=keep_columns, is_replacing=is_replacing
+    )
 
 
 def fill_store(
